@@ -1,0 +1,62 @@
+"""How far an approximation is from its reference."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quantlib.errors import ConfigError
+
+
+def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as float64, flattened, so that the sum over millions of values stays exact enough to compare."""
+    if a.shape != b.shape:
+        raise ConfigError(f"Two tensors of one shape are needed, not {tuple(a.shape)} and {tuple(b.shape)}.")
+    if a.numel() == 0:
+        raise ConfigError("Two empty tensors have no distance; pass at least one value.")
+    return a.detach().double().flatten(), b.detach().double().flatten()
+
+
+def mse(a: Tensor, b: Tensor) -> float:
+    """Mean squared error, mean((a - b)**2), in squared units of the tensors, summed in float64.
+
+    Raises ConfigError when the shapes differ or are empty. Introduced in notebook 02.
+
+    >>> mse(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
+    2.0
+    """
+    a, b = _pair(a, b)
+    return float((a - b).square().mean())
+
+
+def sqnr_db(reference: Tensor, approximation: Tensor) -> float:
+    """Signal to quantization-noise ratio in decibel: 20 * log10(|reference| / |reference - approximation|).
+
+    +inf when the two are equal, -inf when the reference is all zero and they are not; 6.02 dB is one bit.
+    Equal to `torch.ao.ns.fx.utils.compute_sqnr`. Raises ConfigError when the shapes differ or are empty.
+    Introduced in notebook 02.
+
+    >>> round(sqnr_db(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5])), 3)
+    20.0
+    """
+    reference, approximation = _pair(reference, approximation)
+    noise = torch.linalg.vector_norm(reference - approximation)
+    if noise == 0:
+        return float("inf")
+    return float(20 * torch.log10(torch.linalg.vector_norm(reference) / noise))
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """Cosine of the angle between two tensors, a.b / (|a| |b|); 1 for two zero tensors, 0 for one.
+
+    Raises ConfigError when the shapes differ or are empty. Introduced in notebook 07.
+
+    >>> cosine(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0]))
+    0.0
+    """
+    a, b = _pair(a, b)
+    norms = torch.linalg.vector_norm(a), torch.linalg.vector_norm(b)
+    if norms[0] == 0 or norms[1] == 0:
+        return float(norms[0] == norms[1])
+    # Divide each by its own norm: the product of two norms can leave the range of float64.
+    return float(torch.dot(a / norms[0], b / norms[1]).clamp(-1.0, 1.0))
