@@ -1,0 +1,206 @@
+"""Recorded results: a tidy CSV for each experiment, and beside it a JSON that says where it came from."""
+
+import json
+import math
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from quantlib.errors import StudyError
+from quantlib.study.manifest import find_root
+
+HEADLINE_COLUMNS = ("name", "value", "low", "high", "n", "unit", "source")
+LIBRARIES = ("quantlib", "torch", "torchvision", "torchao", "onnxruntime", "numpy", "pandas")
+Rows = pd.DataFrame | Sequence[Mapping[str, Any]]
+
+
+def folder(profile: str, root: Path | None = None) -> Path:
+    """Where a profile's results lie: results/ for full, build/results/<profile>/ for every other.
+
+    QUANTLIB_RESULTS (set by the runner when a parameter is changed) moves all writing elsewhere, so that
+    only an unchanged full run ever writes into results/.
+    """
+    base = root or find_root()
+    if os.environ.get("QUANTLIB_RESULTS"):
+        return base / os.environ["QUANTLIB_RESULTS"]
+    return base / "results" if profile == "full" else base / "build" / "results" / profile
+
+
+def row(method: str, metric: str, value: float, low: float = math.nan, high: float = math.nan,
+        n: int = 0, seed: int = 0, **columns: Any) -> dict[str, Any]:
+    """One measurement as a tidy row: method, the columns given, metric, value, low, high, n, seed."""
+    measured = {"metric": metric, "value": float(value), "low": float(low), "high": float(high)}
+    return {"method": method, **columns, **measured, "n": int(n), "seed": int(seed)}
+
+
+def frame(rows: Rows) -> pd.DataFrame:
+    """The rows as a data frame; StudyError when there are none or when a row lacks a column of the others."""
+    if isinstance(rows, pd.DataFrame):
+        table = rows.reset_index(drop=True)
+        if table.empty:
+            raise StudyError("There are no rows to record.")
+        return table
+    listed = [dict(entry) for entry in rows]
+    if not listed:
+        raise StudyError("There are no rows to record.")
+    for place, entry in enumerate(listed):
+        different = set(listed[0]) ^ set(entry)
+        if different:
+            raise StudyError(f"Row {place} and row 0 differ in the columns {', '.join(sorted(different))}.")
+    return pd.DataFrame(listed)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise StudyError(f"{path.name} could not be written: {error.strerror or error}.") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a data frame as CSV, eight significant digits, atomically."""
+    write_atomic(path, table.to_csv(index=False, float_format="%.8g", lineterminator="\n").encode())
+
+
+def record(experiment: str, rows: Rows, origin: Mapping[str, Any], profile: str,
+           root: Path | None = None) -> Path:
+    """Write <experiment>.csv and, beside it, <experiment>.json with its origin; the CSV's path."""
+    path = folder(profile, root) / f"{experiment}.csv"
+    table = frame(rows)
+    write_table(path, table)
+    write_atomic(path.with_suffix(".json"), _json({**origin, "rows": len(table), "columns": list(table.columns)}))
+    return path
+
+
+def load(experiment: str, profile: str = "full", root: Path | None = None) -> pd.DataFrame:
+    """The recorded rows of an experiment such as "03_observers".
+
+    Raises StudyError, naming the command that makes it, when it is not recorded.
+    """
+    base = root or find_root()
+    path = (base / "results" if profile == "full" else folder(profile, base)) / f"{experiment}.csv"
+    if not path.is_file():
+        number = experiment.split("_")[0]
+        command = f"make study PROFILE={profile} ONLY={number}"
+        raise StudyError(f"{path.relative_to(base)} is not recorded yet; `{command}` makes it.")
+    try:
+        return pd.read_csv(path)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path.relative_to(base)} is damaged and cannot be read: {error}.") from error
+
+
+def provenance(profile: str, *, device: str = "cpu", seconds: float = 0.0, seed: int = 0,
+               checkpoints: Mapping[str, str] | None = None, data: Mapping[str, str] | None = None,
+               root: Path | None = None) -> dict[str, Any]:
+    """Where a result came from: profile, commit, versions, CPU and its instruction set, device, date, inputs."""
+    from quantlib.subject.benchmark import machine
+
+    computer = {key: value for key, value in machine().items() if key != "torch"}
+    return {
+        "profile": profile,
+        "seed": seed,
+        "commit": commit(root),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "seconds": round(seconds, 1),
+        "device": _device_name(device),
+        "machine": computer,
+        "versions": _versions(),
+        "checkpoints": dict(checkpoints or {}),
+        "data": dict(data or {}),
+    }
+
+
+def commit(root: Path | None = None) -> str:
+    """The git commit of the tree, with "+" when library or notebooks differ from it; "unknown" without git."""
+    base = root or find_root()
+    try:
+        head = _git(base, "rev-parse", "--short=12", "HEAD")
+        changed = _git(base, "status", "--porcelain", "--", "quantlib", "course.toml")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+" if changed else "")
+
+
+def upsert(path: Path, entries: pd.DataFrame, key: str) -> pd.DataFrame:
+    """Replace the rows of a CSV that have the same key, add the new ones at the end, and write it."""
+    if path.is_file():
+        old = pd.read_csv(path)
+        kept = old[~old[key].isin(entries[key])]
+        order = {name: place for place, name in enumerate(old[key])}
+        entries = entries if kept.empty else pd.concat([kept, entries], ignore_index=True)
+        entries = entries.sort_values(key, kind="stable", key=lambda names: names.map(
+            lambda name: order.get(name, len(order))), ignore_index=True)
+    write_table(path, entries)
+    return entries
+
+
+def headline(name: str, value: float, low: float, high: float, n: int, unit: str, source: str,
+             profile: str, root: Path | None = None) -> Path:
+    """Put one figure into headline.csv (of results/ for full runs, of build/ for others); its path."""
+    path = folder(profile, root) / "headline.csv"
+    upsert(path, pd.DataFrame([[name, value, low, high, n, unit, source]], columns=list(HEADLINE_COLUMNS)), "name")
+    return path
+
+
+def save_predictions(name: str, predictions: np.ndarray, labels: np.ndarray, profile: str,
+                     root: Path | None = None) -> Path:
+    """Keep the predicted and true class of every image in predictions/<name>.npz, a byte each."""
+    path = folder(profile, root) / "predictions" / f"{name}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez_compressed(temporary, predictions=predictions.astype(np.uint8), labels=labels.astype(np.uint8))
+    os.replace(temporary, path)
+    return path
+
+
+def load_predictions(name: str, profile: str = "full", root: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The (predictions, labels) kept under a name such as "07_w8a8"; StudyError when there are none."""
+    base = root or find_root()
+    path = (base / "results" if profile == "full" else folder(profile, base)) / "predictions" / f"{name}.npz"
+    if not path.is_file():
+        raise StudyError(f"{path.relative_to(base)} is not there; a {profile} run of its notebook makes it.")
+    with np.load(path) as stored:
+        return stored["predictions"].astype(np.int64), stored["labels"].astype(np.int64)
+
+
+def _versions() -> dict[str, str]:
+    """The versions of the libraries that can change a number, those that are installed."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _device_name(device: str) -> str:
+    """"cpu", or the name of the GPU."""
+    import torch
+
+    return device if torch.device(device).type != "cuda" else f"cuda: {torch.cuda.get_device_name(device)}"
+
+
+def _git(base: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=base, capture_output=True, text=True, check=True, timeout=20)
+    return done.stdout.strip()
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=False, default=str) + "\n").encode()

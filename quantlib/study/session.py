@@ -1,0 +1,236 @@
+"""What a notebook holds in its hand: settings, images, models, and the one way to record what it measured."""
+
+import math
+import os
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from quantlib.errors import CheckpointError, StudyError
+from quantlib.study import results
+from quantlib.study.manifest import course
+from quantlib.subject import checkpoints, data
+from quantlib.subject.data import Images
+from quantlib.subject.evaluation import Evaluation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+VERDICTS = ("holds", "holds with limits", "fails")
+
+
+def start(number: str, profile: str | None = None, seed: int = 0, device: str | None = None) -> "Session":
+    """Open a notebook's session, seed every generator, and say in one line what it will run on.
+
+    `profile` None means QUANTLIB_PROFILE, else "quick"; `device` None means QUANTLIB_DEVICE, else "cpu".
+    Raises StudyError for an unknown notebook or profile, or a device that is not there.
+    Introduced in notebook 00.
+    """
+    session = Session(number, profile, seed, device)
+    print(session.headline_sentence())
+    return session
+
+
+class Session:
+    """One run of one notebook; made by `start`."""
+
+    def __init__(self, number: str, profile: str | None = None, seed: int = 0, device: str | None = None) -> None:
+        self.course = course()
+        self.notebook = self.course.notebook(number)
+        self.number = self.notebook.number
+        self.profile = profile or os.environ.get("QUANTLIB_PROFILE") or "quick"
+        self.settings = self.course.profile(self.profile, self.notebook)
+        self.seed = seed
+        self.device = _device(device or os.environ.get("QUANTLIB_DEVICE") or "cpu")
+        self.threads = int(os.environ.get("QUANTLIB_THREADS", torch.get_num_threads()))
+        torch.set_num_threads(self.threads)
+        seed_everything(seed)
+        self._began = time.monotonic()
+        self._checkpoints: dict[str, str] = {}
+        self._data: dict[str, str] = {}
+        self._scores: dict[str, dict[str, Any]] = {}
+        self._claims: dict[str, dict[str, Any]] = {}
+        self._tables: dict[str, pd.DataFrame] = {}
+
+    def headline_sentence(self) -> str:
+        """The line that opens a notebook."""
+        minutes = self.notebook.minutes[self.profile]
+        return (f"Notebook {self.number}, profile {self.profile}: about {minutes:g} min, "
+                f"{self.settings['source']} CIFAR-10, {self.device}, {self.threads} threads, seed {self.seed}.")
+
+    # What is measured ------------------------------------------------------------------------------------
+
+    def images(self, split: str, n: int | None = None, seed: int | None = None) -> Images:
+        """`n` images of a split (default: the profile's number; all when it names none), announced in one line.
+
+        The draw is fixed, the same for every notebook; for calibration it follows the session's seed.
+        """
+        every = data.load(split, source=self.settings["source"])
+        wanted = n if n is not None else self.settings.get(f"images_{split}", len(every))
+        draw = seed if seed is not None else (self.seed if split == "calibration" else 0)
+        chosen = every if wanted >= len(every) else every.take(wanted, seed=draw)
+        self._data[split] = every.md5
+        print(f"{split}: {len(chosen):,} of {len(every):,} images ({every.source} CIFAR-10)")
+        return chosen
+
+    def model(self, name: str = "resnet50") -> torch.nn.Module:
+        """The trained model of that name on the session's device, announced in one line."""
+        model = checkpoints.load_checkpoint(name).to(self.device)
+        digest = _sha256(name)
+        self._checkpoints[name] = digest
+        count = sum(parameter.numel() for parameter in model.parameters())
+        print(f"{name}: {count:,} parameters, {4 * count / 1e6:.2f} MB in float32, sha256 {digest[:8]}")
+        return model
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Announce how long a block took: `with run.timed("calibration"): ...`."""
+        began = time.perf_counter()
+        yield
+        print(f"{what}: {time.perf_counter() - began:.1f} s")
+
+    # What is recorded ------------------------------------------------------------------------------------
+
+    def row(self, method: str, measured: Any, metric: str | None = None, **columns: Any) -> dict[str, Any]:
+        """A tidy row from an Evaluation (accuracy), a Comparison (drop), or a bare number with its `metric`."""
+        if hasattr(measured, "drop"):
+            found = ("drop", measured.drop, measured.low, measured.high, getattr(measured, "n", 0))
+        elif hasattr(measured, "accuracy"):
+            found = ("accuracy", measured.accuracy, measured.low, measured.high, measured.n)
+        elif metric is None:
+            raise StudyError(f"Say which metric {measured!r} is: run.row({method!r}, value, metric='sqnr_db').")
+        else:
+            found = (metric, float(measured), math.nan, math.nan, 0)
+        name, value, low, high, n = found
+        own = {key: columns.pop(key) for key in ("low", "high", "n", "seed") if key in columns}
+        given = {"low": low, "high": high, "n": n, "seed": self.seed, **own}
+        return results.row(method, metric or name, value, **given, **columns)
+
+    def record(self, experiment: str, rows: results.Rows) -> pd.DataFrame:
+        """Write the rows as <number>_<experiment>.csv, with their provenance; returns them as a data frame."""
+        name = f"{self.number}_{experiment}"
+        if name not in self.notebook.writes:
+            raise StudyError(f"course.toml does not say that notebook {self.number} writes {name!r}; add it there.")
+        table = results.frame(rows)
+        path = results.record(name, table, self.provenance(), self.profile, self.course.root)
+        self._tables[name] = table
+        print(f"recorded {len(table)} rows in {path.relative_to(self.course.root)}")
+        return table
+
+    def recorded(self, experiment: str, notebook: str | None = None) -> pd.DataFrame:
+        """The committed full result; where there is none yet, one sentence and an empty frame, same columns."""
+        name = f"{notebook or self.number}_{experiment}"
+        try:
+            return results.load(name, "full", self.course.root)
+        except StudyError as error:
+            print(error)
+        live = self._tables.get(name)
+        return live.iloc[:0].copy() if live is not None else pd.DataFrame()
+
+    def provenance(self) -> dict[str, Any]:
+        """Where the numbers of this session come from."""
+        return results.provenance(
+            self.profile, device=self.device, seconds=time.monotonic() - self._began, seed=self.seed,
+            checkpoints=self._checkpoints, data=self._data, root=self.course.root,
+        )
+
+    def predictions(self, name: str, evaluation: Evaluation) -> None:
+        """Keep the prediction for every image, so that settings can later be compared image by image."""
+        results.save_predictions(f"{self.number}_{name}", np.asarray(evaluation.predictions),
+                                 np.asarray(evaluation.labels), self.profile, self.course.root)
+
+    def headline(self, name: str, value: float, low: float = math.nan, high: float = math.nan, n: int = 0,
+                 unit: str = "", source: str | None = None) -> None:
+        """Put a figure into headline.csv: results/ in a full run, build/ otherwise.
+
+        `source` defaults to the experiment recorded last.
+        """
+        if source is None:
+            source = next(reversed(self._tables), self.notebook.stem)
+        results.headline(name, value, low, high, n, unit, source, self.profile, self.course.root)
+        interval = "" if math.isnan(low) else f" [{low:.4g}, {high:.4g}]"
+        print(f"{name} = {value:.4g}{interval} {unit}".rstrip() + (f", n = {n:,}" if n else ""))
+
+    def recorded_predictions(self, name: str, notebook: str | None = None) -> Evaluation:
+        """The evaluation behind predictions kept by a full run, ready for `compare`; StudyError when not there."""
+        kept = results.load_predictions(f"{notebook or self.number}_{name}", "full", self.course.root)
+        return Evaluation.of(*kept)
+
+    # What is judged --------------------------------------------------------------------------------------
+
+    def score(self, name: str, predicted: float, measured: float, within: float, unit: str = "") -> bool:
+        """Print and record a prediction beside its measurement; a wrong one stays, and does not stop the run."""
+        right = bool(abs(predicted - measured) <= within)
+        print(f"predicted {predicted:.4g}{_unit(unit)} | measured {measured:.4g}{_unit(unit)} | within: {right}")
+        self._scores[name] = {"name": name, "predicted": float(predicted), "measured": float(measured),
+                              "tolerance": float(within), "within": right, "unit": unit}
+        self._write("scores", self._scores)
+        return right
+
+    def check(self, sentence: str, truth: object) -> None:
+        """Print "checked: ..." when it is true; AssertionError otherwise, which stops the run and fails CI."""
+        if not bool(truth):
+            raise AssertionError(f"not so: {sentence}")
+        print(f"checked: {sentence}")
+
+    def claim(self, identity: str, verdict: str, evidence: str) -> None:
+        """Record what became of one of the field's claims; `verdict` is one of VERDICTS."""
+        claim = self.course.claim(identity)
+        if claim.notebook != self.number:
+            raise StudyError(f"Claim {identity!r} is settled in notebook {claim.notebook}, not in {self.number}.")
+        if verdict not in VERDICTS:
+            raise StudyError(f"There is no verdict {verdict!r}; choose one of {', '.join(VERDICTS)}.")
+        self._claims[identity] = {"id": identity, "text": claim.text, "verdict": verdict, "evidence": evidence}
+        self._write("claims", self._claims)
+        print(f'"{claim.text}" {verdict}: {evidence}')
+
+    # What is shown ---------------------------------------------------------------------------------------
+
+    def figure(self, name: str) -> "Figure":
+        """Draw a course figure from the recorded full result, or from this run where there is none yet."""
+        from quantlib.study import figures
+
+        return figures.draw(name, live=self._tables, root=self.course.root)
+
+    def _write(self, kind: str, entries: Mapping[str, Mapping[str, Any]]) -> None:
+        path = results.folder(self.profile, self.course.root) / f"{kind}_{self.number}.csv"
+        results.write_table(path, pd.DataFrame(list(entries.values())))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's and torch's global generators."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _device(name: str) -> str:
+    """The device's name, if it is there; StudyError otherwise."""
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        raise StudyError(f"There is no device {name!r}; use cpu or cuda.") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise StudyError("There is no CUDA device on this machine; use DEVICE = 'cpu'.")
+    return name
+
+
+def _sha256(name: str) -> str:
+    """The digest of a checkpoint; "resnet50" is short for "resnet50_cifar10", as in load_checkpoint."""
+    try:
+        return str(checkpoints.checkpoint_info(name)["sha256"])
+    except CheckpointError:
+        return str(checkpoints.checkpoint_info(f"{name}_cifar10")["sha256"])
+
+
+def _unit(unit: str) -> str:
+    return f" {unit}" if unit else ""
+
+
+__all__: Sequence[str] = ["Session", "start"]
