@@ -1,0 +1,18 @@
+"""Generic pytest set-up: fixed threads, and no data or network setting leaking in from the outside."""
+
+import os
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ.setdefault("MPLBACKEND", "agg")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def two_threads():
+    """Two threads everywhere: results differ in the last bit between thread counts."""
+    import torch
+
+    torch.set_num_threads(2)
+    yield
