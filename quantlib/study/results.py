@@ -109,9 +109,6 @@ def provenance(profile: str, *, device: str = "cpu", seconds: float = 0.0, seed:
                checkpoints: Mapping[str, str] | None = None, data: Mapping[str, str] | None = None,
                root: Path | None = None) -> dict[str, Any]:
     """Where a result came from: profile, commit, versions, CPU and its instruction set, device, date, inputs."""
-    from quantlib.subject.benchmark import machine
-
-    computer = {key: value for key, value in machine().items() if key != "torch"}
     return {
         "profile": profile,
         "seed": seed,
@@ -119,11 +116,18 @@ def provenance(profile: str, *, device: str = "cpu", seconds: float = 0.0, seed:
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "seconds": round(seconds, 1),
         "device": _device_name(device),
-        "machine": computer,
-        "versions": _versions(),
+        **environment(),
         "checkpoints": dict(checkpoints or {}),
         "data": dict(data or {}),
     }
+
+
+def environment() -> dict[str, dict[str, Any]]:
+    """The machine (CPU, instruction set, threads) and the versions of the libraries that can change a number."""
+    from quantlib.subject.benchmark import machine
+
+    computer = {key: value for key, value in machine().items() if key != "torch"}
+    return {"machine": computer, "versions": _versions()}
 
 
 def commit(root: Path | None = None) -> str:

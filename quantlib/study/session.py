@@ -47,7 +47,7 @@ class Session:
         self.profile = profile or os.environ.get("QUANTLIB_PROFILE") or "quick"
         self.settings = self.course.profile(self.profile, self.notebook)
         self.seed = seed
-        self.device = _device(device or os.environ.get("QUANTLIB_DEVICE") or "cpu")
+        self.device = require_device(device or os.environ.get("QUANTLIB_DEVICE") or "cpu")
         self.threads = int(os.environ.get("QUANTLIB_THREADS", torch.get_num_threads()))
         torch.set_num_threads(self.threads)
         seed_everything(seed)
@@ -210,7 +210,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _device(name: str) -> str:
+def require_device(name: str) -> str:
     """The device's name, if it is there; StudyError otherwise."""
     try:
         kind = torch.device(name).type

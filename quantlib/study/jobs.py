@@ -1,0 +1,212 @@
+"""What a run of the study consists of: which notebooks, with which parameters, depending on which files."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from ast import literal_eval
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import papermill
+import psutil
+
+from quantlib.errors import StudyError
+from quantlib.study import execute, results
+from quantlib.study.execute import Order, inspect_output
+from quantlib.study.manifest import Course, Notebook
+
+RESERVED = {"PROFILE": "--profile", "DEVICE": "--device"}
+NEEDED_BYTES = 200e6
+LIBRARY = Path(results.__file__).parents[1]
+# Started by its path, not as a module: so the process that waits for the kernel never imports torch.
+EXECUTE = Path(execute.__file__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook to run, and everything that decides whether it must."""
+
+    course: Course
+    notebook: Notebook
+    profile: str
+    device: str
+    parameters: Mapping[str, Any]  # those the user gave and this notebook has
+    known: frozenset[str]  # all that this notebook has
+
+    @property
+    def folder(self) -> Path:
+        """Where the executed notebooks of this profile go."""
+        return self.course.root / "build" / "study" / self.profile
+
+    @property
+    def output(self) -> Path:
+        """The executed copy of the notebook."""
+        return self.folder / self.notebook.file
+
+    @property
+    def record(self) -> Path:
+        """The record of its last run."""
+        return self.folder / "records" / f"{self.notebook.number}.json"
+
+    @property
+    def limit(self) -> float:
+        """The seconds after which it is stopped."""
+        return 60.0 * float(self.course.profile(self.profile, self.notebook)["minutes_limit"])
+
+    def all_parameters(self) -> dict[str, Any]:
+        """What papermill is given: the user's, and profile and device where the notebook has them."""
+        offered = {"PROFILE": self.profile, "DEVICE": self.device}
+        return {name: value for name, value in offered.items() if name in self.known} | dict(self.parameters)
+
+    def inputs(self) -> list[Path]:
+        """The files whose change makes it run again."""
+        root = self.course.root
+        listed = [self.course.path(self.notebook), root / "course.toml", root / "checkpoints" / "index.json"]
+        read = [root / name for name in self.notebook.reads if name.startswith("results/")]
+        code = [*LIBRARY.rglob("*.py"), *LIBRARY.rglob("*.mplstyle")]
+        return [path for path in (*listed, *read, *sorted(code)) if path.is_file()]
+
+    def run(self) -> dict[str, Any]:
+        """Run it in a process of its own, stop it at its limit; the record.
+
+        Ctrl-C stops the process and the kernel below it, and is passed on.
+        """
+        self.record.parent.mkdir(parents=True, exist_ok=True)
+        self.record.unlink(missing_ok=True)
+        bar = sys.stderr.isatty()
+        order = Order(str(self.course.path(self.notebook)), str(self.output), str(self.record),
+                      str(self.course.root / "notebooks"), self.all_parameters(), int(self.limit) + 1, bar)
+        command = [sys.executable, "-P", str(EXECUTE), order.to_json()]
+        began = time.monotonic()
+        with open(self.output.with_suffix(".log"), "w") as log:
+            process = subprocess.Popen(command, env=self.environment(), start_new_session=True, stdout=log,
+                                       stderr=None if bar else log, cwd=self.course.root)
+            try:
+                process.wait(self.limit)
+            except subprocess.TimeoutExpired:
+                stop(process)
+                return stopped(self, time.monotonic() - began)
+            except BaseException:
+                stop(process)
+                raise
+        return read_record(self.record) or crashed(self, process.returncode, time.monotonic() - began)
+
+    def environment(self) -> dict[str, str]:
+        """The process's environment: this quantlib, this profile; changed parameters write elsewhere."""
+        path = os.pathsep.join(part for part in (str(LIBRARY.parent), os.environ.get("PYTHONPATH", "")) if part)
+        own = {"PYTHONPATH": path, "QUANTLIB_PROFILE": self.profile, "QUANTLIB_ROOT": str(self.course.root),
+               "JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+        if self.parameters:
+            own["QUANTLIB_RESULTS"] = f"build/results/{self.profile}-changed"
+        kept = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+        return kept | own
+
+
+def plan(course: Course, profile: str, only: Sequence[str] = (), since: str | None = None,
+         parameters: Mapping[str, Any] | None = None, device: str = "cpu") -> list[Job]:
+    """The jobs of a run; StudyError, before anything runs, for whatever the course does not have."""
+    course.profile(profile)
+    first = course.notebook(since).number if since else ""
+    wanted = {course.notebook(number).number for number in only} or {nb.number for nb in course.notebooks}
+    chosen = [nb for nb in course.notebooks if nb.number in wanted and nb.number >= first]
+    known = {nb.number: _known(course.path(nb)) for nb in chosen}
+    given = dict(parameters or {})
+    every = sorted(set().union(*known.values()))
+    for name in given:
+        if name in RESERVED:
+            raise StudyError(f"{name} is set by {RESERVED[name]}, not by -p.")
+        if name not in every:
+            raise StudyError(f"No chosen notebook has a parameter {name!r}; they have {', '.join(every) or 'none'}.")
+    return [Job(course, nb, profile, device, {k: v for k, v in given.items() if k in known[nb.number]},
+                known[nb.number]) for nb in chosen]
+
+
+def parse_parameters(texts: Sequence[str]) -> dict[str, Any]:
+    """`NAME=VALUE` texts as a dict; a value that is not a Python literal is a string."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise StudyError(f"{text!r} is not NAME=VALUE, such as BITS=4.")
+        try:
+            found[name] = literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
+
+
+def check_disk(folder: Path) -> None:
+    """StudyError when the disk has too little room for a run's notebooks and report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < NEEDED_BYTES:
+        raise StudyError(f"Only {free / 1e6:.0f} MB are free where build/ lies; "
+                         f"make room for {NEEDED_BYTES / 1e6:.0f} MB and start again.")
+
+
+def check_device(device: str) -> None:
+    """StudyError when the device is not there."""
+    if device == "cpu":
+        return
+    from quantlib.study.session import require_device
+
+    require_device(device)
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """End a process and all below it, the kernel included."""
+    try:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for member in family:
+        try:
+            member.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """A record, or None when there is none or it is damaged."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        return content
+    except (OSError, ValueError):
+        return None
+
+
+def stopped(job: Job, seconds: float) -> dict[str, Any]:
+    """The record of a notebook that ran into its limit."""
+    error: dict[str, Any] = {"kind": "time-out", "message": f"stopped at its limit of {job.limit:g} s"}
+    return _write(job, {"status": "failed", "seconds": round(seconds, 1), "peak_mb": None, "error": error,
+                        **inspect_output(job.output, error)})
+
+
+def crashed(job: Job, code: int, seconds: float) -> dict[str, Any]:
+    """The record of a notebook whose process left none."""
+    log = job.output.with_suffix(".log").read_text(errors="replace").strip().splitlines()
+    message = f"its process ended with {code}; {log[-1] if log else 'it said nothing'}"
+    error = {"kind": "crash", "message": message}
+    return _write(job, {"status": "failed", "seconds": round(seconds, 1), "peak_mb": None, "error": error,
+                        "slowest": []})
+
+
+def _write(job: Job, record: dict[str, Any]) -> dict[str, Any]:
+    results.write_atomic(job.record, json.dumps(record, indent=1).encode())
+    return record
+
+
+def _known(path: Path) -> frozenset[str]:
+    """The parameters that a notebook has; none when it is missing."""
+    if not path.is_file():
+        return frozenset()
+    try:
+        return frozenset(papermill.inspect_notebook(str(path)))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise StudyError(f"notebooks/{path.name} is not a notebook that papermill can read: {error}") from error
