@@ -49,7 +49,8 @@ class Images:
         in 0..len.
         """
         if not 0 <= n <= len(self):
-            raise ConfigError(f"Asked for {n} images, but the {self.source} {self.split} set has {len(self)}.")
+            have = f"the {self.source} {self.split} set has {len(self)}"
+            raise ConfigError(f"Asked for {n} images, but {have}.")
         if seed is None:
             return self.subset(np.arange(n))
         return self.subset(np.random.default_rng(seed).choice(len(self), n, replace=False))
@@ -81,10 +82,10 @@ def _full_records(split: str, root: Path | str | None) -> layout.Records:
 def load(split: str, source: str = "slice", root: Path | str | None = None) -> Images:
     """Load one split of CIFAR-10.
 
-    source "slice": the images that ship with quantlib, checked by sha256: calibration (1,000 training images),
-    validation (500) and test (1,000), all stratified. source "full": train (45,000), train_all (50,000),
-    validation (5,000, 500 per class, none of them in train), calibration (the 45,000) and test (10,000), read
-    from `root` or wherever `layout.locate` finds them, checked by md5.
+    source "slice": the images that ship with quantlib, checked by sha256: calibration (1,000 training
+    images), validation (500) and test (1,000), all stratified. source "full": train (45,000), train_all
+    (50,000), validation (5,000, 500 per class, none of them in train), calibration (the same 45,000) and
+    test (10,000), read from `root` or wherever `layout.locate` finds them, checked by md5.
 
     Raises ConfigError for an unknown split or source; DataError when images are missing or damaged.
     Introduced in notebook 01.
@@ -95,7 +96,7 @@ def load(split: str, source: str = "slice", root: Path | str | None = None) -> I
     if split not in SPLITS:
         raise ConfigError(f"There is no split '{split}'; choose one of {', '.join(SPLITS)}.")
     if source not in SOURCES:
-        raise ConfigError(f"There is no source '{source}'; choose 'slice' (shipped) or 'full' (all of CIFAR-10).")
+        raise ConfigError(f"There is no source '{source}'; choose slice (shipped) or full (all of CIFAR-10).")
     if source == "full":
         return _images(_full_records(split, root), split, source)
     if split not in slices.PER_CLASS:
@@ -109,8 +110,8 @@ def load(split: str, source: str = "slice", root: Path | str | None = None) -> I
 def normalize(pixels: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
     """Scale bytes to zero mean and unit variance: (pixels / 255 - mean) / std, channel by channel.
 
-    pixels: (..., 3, height, width), values 0..255 of any dtype; returns float32 of the same shape. MEAN and STD
-    are those of all 50,000 training images over every pixel. Introduced in notebook 01.
+    pixels: (..., 3, height, width), values 0..255 of any dtype; returns float32 of the same shape. MEAN and
+    STD are those of all 50,000 training images over every pixel. Introduced in notebook 01.
     """
     center = torch.tensor(mean, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
     spread = torch.tensor(std, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
@@ -120,7 +121,7 @@ def normalize(pixels: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float]
 def batches(
     images: Images, batch_size: int = 64, device: str | torch.device = "cpu"
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (x, labels) in order: x normalized float32 (b, 3, 32, 32), channels-last; the last may be smaller.
+    """Yield (x, labels) in order: x normalized float32 (b, 3, 32, 32), channels-last; the last may be short.
 
     Bytes travel to the device and are normalized there. ConfigError when batch_size is below 1.
     """
@@ -128,4 +129,5 @@ def batches(
         raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
     for start in range(0, len(images), batch_size):
         x = normalize(images.pixels[start : start + batch_size].to(device))
-        yield x.contiguous(memory_format=torch.channels_last), images.labels[start : start + batch_size].to(device)
+        labels = images.labels[start : start + batch_size].to(device)
+        yield x.contiguous(memory_format=torch.channels_last), labels

@@ -98,7 +98,7 @@ def cache_folder() -> Path:
 
 
 def search_folders(root: Path | str | None = None) -> list[Path]:
-    """Folders to look in, in order: `root` alone if given; else `QUANTLIB_DATA`, `./data`, the user's cache."""
+    """Folders to look in, in order: `root` alone if given; else QUANTLIB_DATA, `./data`, the user's cache."""
     if root is not None:
         return [Path(root).expanduser()]
     folders = [Path.cwd() / "data"]
@@ -148,8 +148,8 @@ def require(root: Path | str | None = None) -> tuple[Path, Layout]:
     if found is None:
         looked = "; ".join(reasons)
         raise DataError(
-            f"The full CIFAR-10 is not on this machine ({looked}); run `{FETCH_COMMAND}`, or set QUANTLIB_DATA "
-            "to a folder that holds it, or use the shipped images with source='slice'."
+            f"The full CIFAR-10 is not on this machine ({looked}); run `{FETCH_COMMAND}`, or set "
+            "QUANTLIB_DATA to a folder that holds it, or use the shipped images with source='slice'."
         )
     return found
 

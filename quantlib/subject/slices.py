@@ -31,7 +31,7 @@ def stratified(labels: NDArray[Any], per_class: int, rng: np.random.Generator) -
 
 
 def split_indices(labels: NDArray[Any]) -> tuple[Indices, Indices]:
-    """Split the 50,000 training images into (train 45,000, validation 5,000) positions, 500 per class held out.
+    """Split the 50,000 training images into positions (train 45,000, validation 5,000: 500 per class).
 
     Drawn with `numpy.random.default_rng(SPLIT_SEED)`, class by class, so it is the same on every machine.
     """
@@ -78,7 +78,8 @@ def read(split: str, folder: Path = FOLDER) -> Records:
         records = from_mosaic(mosaic, np.array(entry["labels"], dtype=np.uint8))
         intact = hashlib.sha256(records.tobytes()).hexdigest() == entry["sha256"]
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"The shipped images in {folder} cannot be read ({error}); reinstall quantlib.") from error
+        trouble = f"The shipped images in {folder} cannot be read ({error}); reinstall quantlib."
+        raise DataError(trouble) from error
     if not intact:
         raise DataError(f"The shipped images {folder / entry['file']} are damaged; reinstall quantlib.")
     return records
@@ -100,7 +101,8 @@ def write(folder: Path = FOLDER, root: Path | None = None) -> None:
         records = (test if name == "test" else train)[chosen]
         file = f"{name}.webp"
         # exact=True and lossless=True: what is decoded is, byte for byte, what went in.
-        Image.fromarray(to_mosaic(records)).save(folder / file, lossless=True, quality=100, method=6, exact=True)
+        picture = Image.fromarray(to_mosaic(records))
+        picture.save(folder / file, lossless=True, exact=True, quality=100, method=6)
         splits[name] = {
             "file": file,
             "from": "test" if name == "test" else "train_all",
