@@ -1,0 +1,141 @@
+"""What every observer shares: a check of the data, the running range, and the step from range to grid."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from quantlib.errors import ConfigError, NonFiniteError, NotCalibratedError
+from quantlib.quantization.affine import QParams, qparams_from_range, quant_range
+
+
+def flat(x: Tensor) -> Tensor:
+    """All values of `x` in memory order: a view for channels-last tensors, where `x.flatten()` would copy."""
+    order = sorted(range(x.dim()), key=x.stride, reverse=True)
+    return x.permute(order).reshape(-1)
+
+
+def by_channel(x: Tensor, axis: int) -> Tensor:
+    """`x` as (channels, values per channel)."""
+    return x.movedim(axis, 0).flatten(1)
+
+
+class Observer(nn.Module):
+    """Watches tensors pass, then says which range their integer grid should cover.
+
+    `forward(x)` observes `x` (detached, as float32) and returns it unchanged; `range()` is the chosen
+    (minimum, maximum), shape () or, with `axis`, (C,); `qparams()` is the grid for it; `reset()` forgets.
+    `minimum` and `maximum` hold the running extremes, None before the first tensor.
+    Raises NonFiniteError on NaN, infinity or a width beyond float32, ConfigError on an empty or integer
+    tensor or a changed number of channels, NotCalibratedError when asked before any tensor came.
+    Introduced in notebook 02.
+    """
+
+    per_channel_ready: ClassVar[bool] = False
+    minimum: Tensor | None
+    maximum: Tensor | None
+
+    def __init__(
+        self,
+        bits: int = 8,
+        signed: bool = False,
+        symmetric: bool = False,
+        narrow_range: bool = False,
+        axis: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.quant_min, self.quant_max = quant_range(bits, signed, narrow_range)
+        if axis is not None and not self.per_channel_ready:
+            raise ConfigError(
+                f"{type(self).__name__} works per tensor only; for per-channel ranges use the observer "
+                "minmax, moving_average, percentile or mse."
+            )
+        self.bits, self.signed, self.symmetric = bits, signed, symmetric
+        self.narrow_range, self.axis = narrow_range, axis
+        # Not persistent: a calibrated model is saved as its grids, not as its observers.
+        self.register_buffer("minimum", None, persistent=False)
+        self.register_buffer("maximum", None, persistent=False)
+        self._chosen: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Observe `x` and hand it on unchanged."""
+        if x.numel() == 0:
+            raise ConfigError(
+                f"A tensor of shape {tuple(x.shape)} is empty and has no range; pass some values."
+            )
+        if not x.is_floating_point():
+            raise ConfigError(f"Observers need floating-point tensors, not {x.dtype}.")
+        data = x.detach().float()
+        data = flat(data) if self.axis is None else by_channel(data, self.axis)
+        low, high = torch.aminmax(data, dim=None if self.axis is None else 1)
+        # NaN and infinity survive both aminmax and the difference, so this one check needs no pass of its own.
+        if not bool(torch.isfinite(high - low).all()):
+            raise NonFiniteError(
+                "The observed tensor holds NaN or infinity (or spans more than float32 can hold); "
+                "check the weights and the input images before calibrating."
+            )
+        if self.minimum is not None and self.minimum.shape != low.shape:
+            raise ConfigError(
+                f"This observer has seen {self.minimum.numel()} channels and now gets {low.numel()}; "
+                "call reset() before observing another layer."
+            )
+        self._chosen = None
+        self.observe(data, low, high)
+        return x
+
+    def observe(self, x: Tensor, low: Tensor, high: Tensor) -> None:
+        """Take in one batch: `x` flat, or (C, n) with `axis`; `low` and `high` are its extremes."""
+        self.widen(low, high)
+
+    def widen(self, low: Tensor, high: Tensor) -> None:
+        """Let the running extremes cover low..high."""
+        if self.minimum is None or self.maximum is None:
+            self.minimum, self.maximum = low, high
+        else:
+            self.minimum, self.maximum = torch.minimum(self.minimum, low), torch.maximum(self.maximum, high)
+
+    def observed(self) -> tuple[Tensor, Tensor]:
+        """The running (minimum, maximum)."""
+        if self.minimum is None or self.maximum is None:
+            raise NotCalibratedError(
+                f"{type(self).__name__} has seen no data yet; run calibrate(prepared, batches) first."
+            )
+        return self.minimum, self.maximum
+
+    def range(self) -> tuple[Tensor, Tensor]:
+        """The chosen (minimum, maximum), float32, shape () or (C,); searched once per new data."""
+        self.observed()
+        if self._chosen is None:
+            self._chosen = self.choose()
+        return self._chosen
+
+    def choose(self) -> tuple[Tensor, Tensor]:
+        """The range to quantize, from what was observed; by default all of it."""
+        return self.observed()
+
+    def grid(self, low: Tensor, high: Tensor) -> QParams:
+        """The grid of this observer's bits and symmetry over low..high; a vector of ranges gives a vector."""
+        return qparams_from_range(
+            low,
+            high,
+            bits=self.bits,
+            signed=self.signed,
+            symmetric=self.symmetric,
+            narrow_range=self.narrow_range,
+            axis=self.axis if self.axis is not None or low.dim() == 0 else 0,
+        )
+
+    def qparams(self) -> QParams:
+        """The grid for `range()`."""
+        return self.grid(*self.range())
+
+    def reset(self) -> None:
+        """Forget everything observed."""
+        self.minimum, self.maximum, self._chosen = None, None, None
+
+    def extra_repr(self) -> str:
+        kind = "symmetric" if self.symmetric else "affine"
+        where = "per tensor" if self.axis is None else f"per channel on axis {self.axis}"
+        return f"bits={self.bits}, {self.quant_min}..{self.quant_max}, {kind}, {where}"

@@ -1,0 +1,72 @@
+"""The two histograms of ONNX Runtime's calibrators, count for count: of values, and of magnitudes.
+
+Both fix the bin width with the first batch and append bins when later batches reach further. numpy, float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """counts: int64 (bins,); edges: float32 (bins + 1,); reach: the t of a histogram of values over -t..t."""
+
+    counts: Array
+    edges: Array
+    reach: Any = 0.0
+
+
+def histogram(x: Array, bins: int, low: Any, high: Any) -> tuple[Array, Array]:
+    """numpy's histogram; where float32 has no `bins` steps between low and high, over a wider range."""
+    try:
+        return np.histogram(x, bins, range=(low, high))
+    except ValueError:  # denormals, or values that differ in the last bits only
+        middle = (float(low) + float(high)) / 2
+        room = max(0.5, abs(middle) / 2)
+        return np.histogram(x, bins, range=(middle - room, middle + room))
+
+
+def count_values(old: Counts | None, x: Array, bins: int) -> Counts:
+    """Histogram over -t..t, where t is the largest magnitude of the first batch and `bins` the number of bins.
+
+    A batch that reaches further adds as many bins of the same width on both sides as it needs.
+    """
+    threshold = np.maximum(np.abs(x.min()), np.abs(x.max()))
+    if old is None:
+        return Counts(*histogram(x, bins, -threshold, threshold), threshold)
+    bins, reach = old.counts.size, old.reach
+    if threshold <= reach:
+        return Counts(old.counts + histogram(x, bins, -reach, reach)[0], old.edges, reach)
+    if reach == 0:  # only zeros so far, drawn over -0.5..0.5
+        counts, edges = histogram(x, bins, -threshold, threshold)
+        return Counts(counts + old.counts, edges, threshold)
+    width = 2 * reach / bins
+    extra = int((threshold - reach) // width + 1)
+    wide = extra * width + reach
+    counts, edges = histogram(x, bins + 2 * extra, -wide, wide)
+    counts[extra : extra + bins] += old.counts
+    return Counts(counts, edges, wide)
+
+
+def count_magnitudes(old: Counts | None, x: Array, bins: int) -> Counts:
+    """Histogram of |x| from the smallest to the largest magnitude of the first batch, then extended upwards.
+
+    Later magnitudes below the first batch's smallest are not counted: ONNX Runtime's own behaviour.
+    """
+    x = np.abs(x)
+    if old is None:
+        counts, edges = histogram(x, bins, x.min(), x.max())
+        return Counts(counts, edges.astype(np.float32))
+    edges, largest = old.edges, x.max()
+    if largest > edges[-1]:
+        width = edges[1] - edges[0]
+        edges = np.hstack((edges, np.arange(edges[-1] + width, largest + width, width)))
+    counts, edges = np.histogram(x, bins=edges)
+    counts[: old.counts.size] += old.counts
+    return Counts(counts, edges.astype(np.float32))
