@@ -71,30 +71,40 @@ class Job:
         code = [*LIBRARY.rglob("*.py"), *LIBRARY.rglob("*.mplstyle")]
         return [path for path in (*listed, *read, *sorted(code)) if path.is_file()]
 
-    def run(self) -> dict[str, Any]:
-        """Run it in a process of its own, stop it at its limit; the record.
+    def run(self, notebook: Path | None = None, output: Path | None = None,
+            record: Path | None = None) -> dict[str, Any]:
+        """Run it (or a sibling: its solutions) in a process of its own, stop it at its limit; the record.
 
         Ctrl-C stops the process and the kernel below it, and is passed on.
         """
-        self.record.parent.mkdir(parents=True, exist_ok=True)
-        self.record.unlink(missing_ok=True)
+        notebook, output = notebook or self.course.path(self.notebook), output or self.output
+        record = record or self.record
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.unlink(missing_ok=True)
+        output.unlink(missing_ok=True)
         bar = sys.stderr.isatty()
-        order = Order(str(self.course.path(self.notebook)), str(self.output), str(self.record),
-                      str(self.course.root / "notebooks"), self.all_parameters(), int(self.limit) + 1, bar)
-        command = [sys.executable, "-P", str(EXECUTE), order.to_json()]
+        order = Order(str(notebook), str(output), str(record), str(notebook.parent), self.all_parameters(),
+                      int(self.limit) + 1, bar)
         began = time.monotonic()
-        with open(self.output.with_suffix(".log"), "w") as log:
-            process = subprocess.Popen(command, env=self.environment(), start_new_session=True, stdout=log,
-                                       stderr=None if bar else log, cwd=self.course.root)
-            try:
-                process.wait(self.limit)
-            except subprocess.TimeoutExpired:
-                stop(process)
-                return stopped(self, time.monotonic() - began)
-            except BaseException:
-                stop(process)
-                raise
-        return read_record(self.record) or crashed(self, process.returncode, time.monotonic() - began)
+        with open(output.with_suffix(".log"), "w") as log:
+            code = self._wait(subprocess.Popen(
+                [sys.executable, "-P", str(EXECUTE), order.to_json()], env=self.environment(), cwd=self.course.root,
+                start_new_session=True, stdout=log, stderr=None if bar else log))
+        seconds = round(time.monotonic() - began, 1)
+        if code is None:
+            return _write(record, stopped(self.limit, output, seconds))
+        return read_record(record) or _write(record, crashed(output, code, seconds))
+
+    def _wait(self, process: "subprocess.Popen[bytes]") -> int | None:
+        """The exit code of a process, or None when it had to be stopped at its limit."""
+        try:
+            return process.wait(self.limit)
+        except subprocess.TimeoutExpired:
+            stop(process)
+            return None
+        except BaseException:
+            stop(process)
+            raise
 
     def environment(self) -> dict[str, str]:
         """The process's environment: this quantlib, this profile; changed parameters write elsewhere."""
@@ -181,24 +191,22 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def stopped(job: Job, seconds: float) -> dict[str, Any]:
+def stopped(limit: float, output: Path, seconds: float) -> dict[str, Any]:
     """The record of a notebook that ran into its limit."""
-    error: dict[str, Any] = {"kind": "time-out", "message": f"stopped at its limit of {job.limit:g} s"}
-    return _write(job, {"status": "failed", "seconds": round(seconds, 1), "peak_mb": None, "error": error,
-                        **inspect_output(job.output, error)})
+    error: dict[str, Any] = {"kind": "time-out", "message": f"stopped at its limit of {limit:g} s"}
+    return {"status": "failed", "seconds": seconds, "peak_mb": None, "error": error, **inspect_output(output, error)}
 
 
-def crashed(job: Job, code: int, seconds: float) -> dict[str, Any]:
+def crashed(output: Path, code: int, seconds: float) -> dict[str, Any]:
     """The record of a notebook whose process left none."""
-    log = job.output.with_suffix(".log").read_text(errors="replace").strip().splitlines()
+    log = output.with_suffix(".log").read_text(errors="replace").strip().splitlines()
     message = f"its process ended with {code}; {log[-1] if log else 'it said nothing'}"
-    error = {"kind": "crash", "message": message}
-    return _write(job, {"status": "failed", "seconds": round(seconds, 1), "peak_mb": None, "error": error,
-                        "slowest": []})
+    return {"status": "failed", "seconds": seconds, "peak_mb": None, "slowest": [],
+            "error": {"kind": "crash", "message": message}}
 
 
-def _write(job: Job, record: dict[str, Any]) -> dict[str, Any]:
-    results.write_atomic(job.record, json.dumps(record, indent=1).encode())
+def _write(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    results.write_atomic(path, json.dumps(record, indent=1).encode())
     return record
 
 
