@@ -1,0 +1,1 @@
+"""The subject of the study: images, networks, training, evaluation, timing."""

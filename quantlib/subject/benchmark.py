@@ -1,0 +1,93 @@
+"""Timing that can be trusted: rivals in turn within one run, medians, ratios pair by pair."""
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from quantlib.errors import ConfigError
+
+
+@cache
+def _cpuinfo() -> dict[str, str]:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().split("\n\n")[0].splitlines() if path.exists() else []
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def has_vnni() -> bool:
+    """True where the CPU multiplies u8 by s8 into int32 without the saturating int16 step in between."""
+    flags = set(_cpuinfo().get("flags", "").split())
+    return bool(flags & {"avx512_vnni", "avx_vnni"}) or torch.cpu._is_vnni_supported()
+
+
+def isa() -> str:
+    """Name the vector instructions that decide the speed of int8 and bfloat16, widest first."""
+    flags = set(_cpuinfo().get("flags", "").split())
+    wanted = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512f", "avx2", "asimd", "i8mm")
+    return " ".join(flag for flag in wanted if flag in flags) or torch.backends.cpu.get_cpu_capability()
+
+
+def machine() -> dict[str, Any]:
+    """Describe the computer of a measurement: CPU, ISA, threads, versions. Introduced in notebook 00."""
+    return {
+        "cpu": _cpuinfo().get("model name", platform.processor() or platform.machine()),
+        "isa": isa(), "vnni": has_vnni(), "threads": torch.get_num_threads(),
+        "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
+        "system": platform.system(),
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one candidate: the median, the quartiles low and high, and every counted run.
+
+    Introduced in notebook 07.
+    """
+
+    median: float
+    low: float
+    high: float
+    runs: tuple[float, ...]
+
+
+def interleave(
+    candidates: Mapping[str, Callable[[], Any]], repeats: int = 7, warmup: int = 1
+) -> dict[str, Timing]:
+    """Time each candidate once a round, in turn, so that a drift of the machine meets all alike.
+
+    The first `warmup` rounds (compilation, packing, caches) are not counted. Seconds; ConfigError for
+    fewer than one counted round. Introduced in notebook 07.
+    """
+    if repeats < 1:
+        raise ConfigError(f"repeats is {repeats}; it must be at least 1")
+    runs: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(warmup + repeats):
+        for name, call in candidates.items():
+            started = time.perf_counter()
+            call()
+            if turn >= warmup:
+                runs[name].append(time.perf_counter() - started)
+    return {name: timing(seconds) for name, seconds in runs.items()}
+
+
+def timing(seconds: list[float]) -> Timing:
+    """Summarize counted runs by their median and quartiles."""
+    low, high = np.percentile(seconds, [25, 75])
+    return Timing(median(seconds), float(low), float(high), tuple(seconds))
+
+
+def ratio(timings: Mapping[str, Timing], slow: str, fast: str) -> tuple[float, float, float]:
+    """Return how many times faster `fast` is than `slow`: median, lowest and highest over the rounds.
+
+    Each round gives one quotient of two runs made one after the other. Introduced in notebook 07.
+    """
+    quotients = [a / b for a, b in zip(timings[slow].runs, timings[fast].runs, strict=True)]
+    return median(quotients), min(quotients), max(quotients)

@@ -1,0 +1,115 @@
+"""Trained weights on disk: safetensors in half precision, an index with sha256, never a silent training."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from quantlib.errors import CheckpointError
+from quantlib.subject.models import MODELS, build
+
+ROOT = Path(os.environ.get("QUANTLIB_CHECKPOINTS", Path(__file__).parents[2] / "checkpoints"))
+
+
+def _index(root: Path) -> dict[str, Any]:
+    path = root / "index.json"
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}); restore it with `git checkout {path}`"
+        ) from error
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checkpoint_info(name: str, root: Path | None = None) -> dict[str, Any]:
+    """Return the index entry of a checkpoint: file, sha256, bytes, model, metrics, recipe.
+
+    Raises CheckpointError that names the command which makes a missing one.
+    """
+    index = _index(root or ROOT)
+    if name not in index:
+        known = ", ".join(sorted(index)) or "none yet"
+        model = name.removesuffix("_cifar10")
+        hint = (
+            f"`python -m quantlib.subject.training --recipe {model}` makes it"
+            if model in MODELS
+            else "check the name"
+        )
+        raise CheckpointError(f"there is no checkpoint {name!r} (known: {known}); {hint}")
+    return index[name]
+
+
+def load_checkpoint(name: str, root: Path | None = None) -> nn.Module:
+    """Load a trained network by its name in checkpoints/index.json, in eval mode, float32, channels-last.
+
+    `resnet50` is short for `resnet50_cifar10`. The file is checked against its sha256 first.
+    Raises CheckpointError when it is missing, truncated, altered or of another architecture.
+    Introduced in notebook 01.
+    """
+    folder = root or ROOT
+    name = f"{name}_cifar10" if name in MODELS else name
+    info = checkpoint_info(name, folder)
+    path = folder / info["file"]
+    if not path.exists():
+        raise CheckpointError(
+            f"{path} is missing; restore it with `git checkout {path.name}` or train it again"
+        )
+    if sha256(path) != info["sha256"]:
+        raise CheckpointError(f"{path} is damaged: its sha256 differs from index.json; restore it from git")
+    return load_weights(path, info["model"])
+
+
+def load_weights(path: Path, model_name: str) -> nn.Module:
+    """Load a safetensors file into a fresh network of `model_name`; the file may be in half precision."""
+    model = build(model_name)
+    try:
+        state = load_file(path)
+        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist; check the path") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or not a safetensors file; restore it from git"
+        ) from error
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path} does not fit {model_name}: it was trained for another architecture"
+        ) from error
+    return model.eval().to(memory_format=torch.channels_last)
+
+
+def save_checkpoint(model: nn.Module, name: str, info: dict[str, Any], root: Path | None = None) -> Path:
+    """Write a model in half precision and enter it in the index; the same weights give the same bytes.
+
+    `info` needs `model`, the name in quantlib.subject.models; metrics and recipe are kept as given.
+    """
+    folder = root or ROOT
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.safetensors"
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    temporary = path.with_suffix(".tmp")
+    save_file(
+        state,
+        temporary,
+        metadata={"quantlib": json.dumps({"model": info["model"], "name": name}, sort_keys=True)},
+    )
+    os.replace(temporary, path)
+    index = _index(folder)
+    index[name] = {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size} | info
+    (folder / "index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    return path

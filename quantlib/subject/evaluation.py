@@ -1,0 +1,131 @@
+"""Accuracy with its interval, and the paired comparison of two settings on the same images."""
+
+from dataclasses import dataclass
+from math import comb, sqrt
+
+import numpy as np
+import torch
+from torch import nn
+
+from quantlib.errors import ConfigError
+from quantlib.progress import progress
+from quantlib.subject import data
+from quantlib.subject.data import Images
+
+Z95 = 1.959963984540054  # the 97.5 % point of the standard normal
+
+
+def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """Return the Wilson 95 % interval of a share of `correct` out of `n`, in percent.
+
+    centre = (p + z^2/2n) / (1 + z^2/n);  half = z sqrt(p(1-p)/n + z^2/4n^2) / (1 + z^2/n)
+    Source: Wilson 1927. Introduced in notebook 01.
+
+    >>> [round(x, 2) for x in wilson(9500, 10000)]
+    [94.56, 95.41]
+    """
+    if not 0 <= correct <= n or n == 0:
+        raise ConfigError(f"{correct} correct of {n} images is not a share; give 0 <= correct <= n and n > 0")
+    p, spread = correct / n, 1 + z * z / n
+    half = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / spread
+    centre = (p + z * z / (2 * n)) / spread
+    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Top-1 accuracy in percent with its Wilson interval, and every prediction behind it.
+
+    predictions, labels: int64 (n,). Introduced in notebook 01.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    n: int
+    predictions: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def of(cls, predictions: np.ndarray, labels: np.ndarray) -> "Evaluation":
+        """Score predictions against labels."""
+        correct = int((predictions == labels).sum())
+        return cls(
+            100 * correct / len(labels), *wilson(correct, len(labels)), len(labels), predictions, labels
+        )
+
+    def __str__(self) -> str:
+        return f"{self.accuracy:.2f} % [{self.low:.2f}, {self.high:.2f}], n = {self.n}"
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, images: Images, batch_size: int = 64, device: str = "cpu") -> Evaluation:
+    """Classify `images` and return the accuracy with interval, n and the predictions.
+
+    The model is put into eval mode for the measurement and back afterwards. Introduced in notebook 01.
+    """
+    was_training = model.training
+    model.eval()
+    steps = progress(
+        data.batches(images, batch_size, device), "evaluate", -(-len(images) // batch_size), "batch"
+    )
+    predictions = torch.cat([model(x).argmax(1).cpu() for x, _ in steps])
+    model.train(was_training)
+    return Evaluation.of(predictions.numpy(), images.labels.numpy())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two settings on the same images; `drop` is a - b in percentage points, positive when b is worse.
+
+    low, high: 95 % bootstrap interval of the drop; changed: images whose prediction differs;
+    only_a, only_b: images that one alone gets right; p_value: exact McNemar test.
+    Introduced in notebook 01.
+    """
+
+    drop: float
+    low: float
+    high: float
+    n: int
+    changed: int
+    only_a: int
+    only_b: int
+    p_value: float
+
+    def __str__(self) -> str:
+        interval = f"[{self.low:+.2f}, {self.high:+.2f}]"
+        return f"drop {self.drop:+.2f} points {interval}, {self.changed} of {self.n} predictions changed"
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Return the exact two-sided McNemar p-value: a fair coin over the images that one alone gets right.
+
+    p = min(1, 2 * sum over k <= min(a, b) of C(a+b, k) / 2^(a+b)). Source: McNemar 1947.
+
+    >>> mcnemar(1, 5)
+    0.21875
+    """
+    trials = only_a + only_b
+    tail = sum(comb(trials, k) for k in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / 2**trials)
+
+
+def compare(a: Evaluation, b: Evaluation, resamples: int = 10_000, seed: int = 0) -> Comparison:
+    """Compare two evaluations of the same images pairwise.
+
+    The bootstrap draws images with replacement; each image scores +1 (a alone right), -1 (b alone right)
+    or 0, so a resample is one multinomial draw of the three counts. Raises ConfigError when the two were
+    not measured on the same images. Introduced in notebook 01.
+    """
+    if a.n != b.n or not np.array_equal(a.labels, b.labels):
+        raise ConfigError(
+            "the two evaluations are of different images; evaluate both on the same ones, in order"
+        )
+    right_a, right_b = a.predictions == a.labels, b.predictions == b.labels
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    shares = np.array([only_a, only_b, a.n - only_a - only_b]) / a.n
+    draws = np.random.default_rng(seed).multinomial(a.n, shares, size=resamples)
+    low, high = np.percentile(100 * (draws[:, 0] - draws[:, 1]) / a.n, [2.5, 97.5])
+    changed = int((a.predictions != b.predictions).sum())
+    drop = 100 * (only_a - only_b) / a.n
+    return Comparison(drop, float(low), float(high), a.n, changed, only_a, only_b, mcnemar(only_a, only_b))

@@ -1,0 +1,78 @@
+"""The recipe: every setting of a training run in one committed TOML file."""
+
+import math
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from quantlib.errors import ConfigError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of one training run; `stages` holds [epochs, resolution] pairs in order.
+
+    Introduced in notebook 01.
+    """
+
+    name: str
+    model: str
+    stages: tuple[tuple[int, int], ...]
+    seed: int = 0
+    batch_size: int = 128
+    optimizer: str = "sgd"
+    learning_rate: float = 0.1
+    muon_learning_rate: float = 0.05
+    muon_weight_decay: float = 0.01
+    warmup: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.1
+    ema_decay: float = 0.998
+    crop: int = 4
+    cutout: int = 8
+
+    @property
+    def epochs(self) -> int:
+        """The number of epochs of all stages together."""
+        return sum(count for count, _ in self.stages)
+
+    def resolution(self, epoch: int) -> int:
+        """The image side in pixels of one epoch, counted from zero."""
+        for count, side in self.stages:
+            if epoch < count:
+                return side
+            epoch -= count
+        return self.stages[-1][1]
+
+    def rate_factor(self, progress: float) -> float:
+        """The share of the peak rate at `progress` in 0..1: one cycle, linear up, then half a cosine to zero.
+
+        factor = p / warmup                                   for p < warmup
+        factor = (1 + cos(pi (p - warmup) / (1 - warmup))) / 2  after it
+        """
+        if progress < self.warmup:
+            return progress / self.warmup
+        return 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """Read a recipe by its name in quantlib/subject/recipes, or from a path to a TOML file.
+
+    Raises ConfigError for a recipe that does not exist or a setting that is not known.
+    """
+    path = Path(name_or_path) if name_or_path.endswith(".toml") else RECIPES / f"{name_or_path}.toml"
+    if not path.exists():
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
+        raise ConfigError(f"there is no recipe {name_or_path!r}; choose one of {known}, or name a .toml file")
+    try:
+        settings = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    unknown = set(settings) - {field.name for field in fields(Recipe)}
+    if unknown:
+        raise ConfigError(f"{path.name} has settings that are not known: {', '.join(sorted(unknown))}")
+    settings["stages"] = tuple((int(count), int(side)) for count, side in settings["stages"])
+    return Recipe(name=path.stem, **settings)

@@ -1,0 +1,93 @@
+"""What a training run keeps: averaged weights, a state file to go on from, a log."""
+
+import copy
+import csv
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from quantlib.errors import TrainingError
+
+if TYPE_CHECKING:
+    from quantlib.subject.training import Trainer
+
+
+class Average:
+    """The exponential moving average of a model's weights and batch-norm statistics.
+
+    a <- a + (1 - d_t) (w - a), with d_t = min(decay, (1 + t) / (10 + t)), so that the random start is
+    forgotten within a few steps. Introduced in notebook 01.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay, self.steps = decay, 0
+
+    @staticmethod
+    def _tensors(model: nn.Module) -> list[Tensor]:
+        return [t for t in model.state_dict().values() if t.is_floating_point()]
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the average a little towards the model."""
+        self.steps += 1
+        share = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(self._tensors(self.model), self._tensors(model), share)
+
+
+class TrainingLog:
+    """A CSV file with one row an epoch, appended to as training goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add one row, with a header when it is the first."""
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
+            if new:
+                writer.writeheader()
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+
+
+def save_state(trainer: "Trainer") -> None:
+    """Write everything needed to go on, atomically: a crash leaves the old file or the new one."""
+    trainer.saved_at = time.monotonic()
+    if trainer.rank:
+        return
+    state = {
+        "recipe": trainer.recipe, "model": trainer.model.state_dict(),
+        "average": trainer.average.model.state_dict(),
+        "average_steps": trainer.average.steps, "optimizers": trainer.optimizers.state_dict(),
+        "step": trainer.step, "seconds": trainer.seconds, "best": trainer.best,
+    }  # fmt: skip
+    temporary = trainer.folder / "state.tmp"
+    torch.save(state, temporary)
+    os.replace(temporary, trainer.folder / "state.pt")
+
+
+def load_state(trainer: "Trainer") -> None:
+    """Go on from the saved state, if there is one and it belongs to the same recipe."""
+    path = trainer.folder / "state.pt"
+    if not path.exists():
+        return
+    try:
+        state = torch.load(path, map_location=trainer.device, weights_only=False)
+    except Exception as error:
+        raise TrainingError(
+            f"{path} cannot be read ({error}); move it away to start from the beginning"
+        ) from error
+    if state["recipe"] != trainer.recipe:
+        raise TrainingError(
+            f"{path} belongs to another recipe; give --folder, or move it away to start again"
+        )
+    trainer.model.load_state_dict(state["model"])
+    trainer.average.model.load_state_dict(state["average"])
+    trainer.average.steps = state["average_steps"]
+    trainer.optimizers.load_state_dict(state["optimizers"])
+    trainer.step, trainer.seconds, trainer.best = state["step"], state["seconds"], state["best"]

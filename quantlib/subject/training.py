@@ -1,0 +1,246 @@
+"""Train a network from a recipe: resumable, on CPU or GPU, on one process or several (torchrun).
+
+python -m quantlib.subject.training --recipe resnet50
+"""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from quantlib.errors import QuantlibError, TrainingError
+from quantlib.progress import progress
+from quantlib.subject import data
+from quantlib.subject.augment import augment, resize
+from quantlib.subject.data import Images
+from quantlib.subject.evaluation import evaluate
+from quantlib.subject.models import build
+from quantlib.subject.optimizers import Optimizers
+from quantlib.subject.recipe import Recipe, load_recipe
+from quantlib.subject.state import Average, TrainingLog, load_state, save_state
+
+CHECK_EVERY = 20  # steps between two looks at the loss: a look waits for the device
+
+
+def bfloat16_is_fast(device: torch.device) -> bool:
+    """True where bfloat16 has its own instructions; elsewhere autocast is many times slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def compiled(model: nn.Module, device: torch.device, enabled: bool) -> nn.Module:
+    """Compile `model` and run it once; fall back to the plain model where no compiler works."""
+    if not enabled:
+        return model
+    candidate = cast(nn.Module, torch.compile(model))
+    try:
+        with torch.no_grad():
+            candidate(torch.zeros(2, 3, 32, 32, device=device).to(memory_format=torch.channels_last))
+    except Exception as error:  # the compiler's own errors are of many kinds
+        print(f"torch.compile does not work here ({type(error).__name__}); training goes on without it")
+        return model
+    return candidate
+
+
+class Trainer:
+    """One training run: model, averaged model, optimizer, place in the schedule, log.
+
+    Randomness depends on (seed, epoch, step) alone, so that a resumed run equals an uninterrupted one.
+    `folder` holds state.pt (everything needed to go on), best.pt (the averaged weights that were best
+    on the validation split) and log.csv. Introduced in notebook 01.
+    """
+
+    def __init__(
+        self, recipe: Recipe, train: Images, validation: Images, folder: Path, *,
+        device: str = "cpu", compile_model: bool = True, save_seconds: float = 120,
+    ) -> None:  # fmt: skip
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.folder, self.device = recipe, folder, torch.device(device)
+        self.save_seconds, self.saved_at = save_seconds, time.monotonic()
+        self.validation = validation
+        self.pixels = train.pixels.to(self.device)
+        self.labels = train.labels.to(self.device)
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.model = build(recipe.model).to(self.device).to(memory_format=torch.channels_last)
+        self.average = Average(self.model, recipe.ema_decay)
+        self.optimizers = Optimizers(self.model, recipe)
+        self.steps_per_epoch = len(self.labels) // recipe.batch_size
+        if not self.steps_per_epoch:
+            raise TrainingError(f"{len(self.labels)} images are fewer than one batch of {recipe.batch_size}")
+        self.step, self.seconds, self.best, self.stop = 0, 0.0, -1.0, False
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log = TrainingLog(folder / "log.csv")
+        load_state(self)
+        module = compiled(self.model, self.device, compile_model)
+        self.network = nn.parallel.DistributedDataParallel(module) if self.world > 1 else module
+        self.autocast = bfloat16_is_fast(self.device)
+
+    @property
+    def total_steps(self) -> int:
+        """The number of optimizer steps of the whole recipe."""
+        return self.steps_per_epoch * self.recipe.epochs
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """The augmented batch of one step: this process's share of the epoch's permutation."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        size, seed = self.recipe.batch_size, self.recipe.seed
+        order = np.random.default_rng([seed, epoch]).permutation(len(self.labels))
+        chosen = torch.from_numpy(order[place * size : (place + 1) * size][self.rank :: self.world]).to(
+            self.device
+        )
+        x = data.normalize(self.pixels[chosen])
+        x = augment(
+            x, np.random.default_rng([seed, epoch, place, self.rank]), self.recipe.crop, self.recipe.cutout
+        )
+        x = resize(x, self.recipe.resolution(epoch)).contiguous(memory_format=torch.channels_last)
+        return x, self.labels[chosen]
+
+    def train_step(self) -> Tensor:
+        """Take one optimizer step and return its loss, still on the device."""
+        x, y = self.batch(self.step)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            logits = self.network(x)
+        loss = F.cross_entropy(logits.float(), y, label_smoothing=self.recipe.label_smoothing)
+        loss.backward()
+        self.optimizers.step(self.recipe.rate_factor(self.step / self.total_steps))
+        self.average.update(self.model)
+        self.step += 1
+        return loss.detach()
+
+    def train_epoch(self) -> float:
+        """Finish the current epoch and return the mean of the losses taken in it."""
+        self.network.train()
+        epoch = self.step // self.steps_per_epoch
+        remaining = (epoch + 1) * self.steps_per_epoch - self.step
+        losses: list[Tensor] = []
+        started = time.monotonic()
+        for count in progress(
+            range(1, remaining + 1), f"epoch {epoch + 1}/{self.recipe.epochs}", unit="step"
+        ):
+            losses.append(self.train_step())
+            if self.step % CHECK_EVERY == 0 or count == remaining:
+                self.check(losses)
+                self.seconds, started = self.seconds + time.monotonic() - started, time.monotonic()
+                if count < remaining and time.monotonic() - self.saved_at > self.save_seconds:
+                    save_state(self)
+            if self.stop:
+                self.check(losses)
+                save_state(self)
+                raise KeyboardInterrupt
+        return float(torch.stack(losses).mean())
+
+    def check(self, losses: list[Tensor]) -> None:
+        """Stop at a loss that is not finite, before anything of it is saved."""
+        finite = torch.isfinite(torch.stack(losses[-CHECK_EVERY:]))
+        if not bool(finite.all()):
+            step = self.step - len(finite) + int((~finite).nonzero()[0]) + 1
+            raise TrainingError(
+                f"the loss is not finite at step {step}: lower learning_rate in the recipe "
+                f"and start again; the last good state is kept in {self.folder / 'state.pt'}"
+            )
+
+    def run(self) -> None:
+        """Train to the end of the recipe, saving the state on the way and when interrupted."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.request_stop)
+        while self.step < self.total_steps:
+            epoch = self.step // self.steps_per_epoch
+            loss = self.train_epoch()
+            if self.rank == 0:
+                self.finish_epoch(epoch, loss)
+
+    def request_stop(self, *_: object) -> None:
+        """Ask the loop to stop after the step in hand: half a step must never be saved."""
+        self.stop = True
+
+    def finish_epoch(self, epoch: int, loss: float) -> None:
+        """Measure the averaged weights on the validation split, keep the best, log one line."""
+        result = evaluate(self.average.model, self.validation, batch_size=500, device=str(self.device))
+        row = {
+            "step": self.step, "epoch": epoch + 1, "resolution": self.recipe.resolution(epoch),
+            "lr": self.recipe.learning_rate * self.recipe.rate_factor((self.step - 1) / self.total_steps),
+            "loss": loss,
+            "validation_accuracy": result.accuracy, "seconds": self.seconds,
+        }  # fmt: skip
+        self.log.append(row)
+        print(
+            f"epoch {epoch + 1:3d}/{self.recipe.epochs}  {row['resolution']} px  loss {loss:.4f}  "
+            f"validation {result.accuracy:.2f} % (n {result.n})  {self.seconds / 60:.1f} min", flush=True,
+        )  # fmt: skip
+        if result.accuracy > self.best:
+            self.best = result.accuracy
+            torch.save(self.average.model.state_dict(), self.folder / "best.pt")
+        save_state(self)
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--recipe", default="resnet50", help="a name in quantlib/subject/recipes, or a .toml file"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="where state and log are kept (default build/training/RECIPE)"
+    )
+    parser.add_argument("--data", help="folder of CIFAR-10 (default: found or fetched)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--save-seconds", type=float, default=120)
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--no-publish", action="store_true", help="do not write checkpoints/ at the end")
+    return parser.parse_args(argv)
+
+
+def train(options: argparse.Namespace) -> None:
+    """Run one recipe to its end and publish the checkpoint."""
+    recipe = load_recipe(options.recipe)
+    folder = options.folder or Path("build/training") / recipe.name
+    torch.set_num_threads(options.threads)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group("nccl" if options.device == "cuda" else "gloo")
+        if options.device == "cuda":
+            options.device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(options.device)
+    images, held_out = (
+        data.load(split, source="full", root=options.data) for split in ("train", "validation")
+    )
+    trainer = Trainer(
+        recipe, images, held_out, folder, device=options.device,
+        compile_model=not options.no_compile, save_seconds=options.save_seconds,
+    )  # fmt: skip
+    print(
+        f"{recipe.name}: {trainer.total_steps} steps, from step {trainer.step}; state in {folder}", flush=True
+    )
+    trainer.run()
+    if trainer.rank == 0 and not options.no_publish:
+        from quantlib.subject.publish import publish
+
+        publish(recipe, folder, root=options.data)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit status is 0, 1 after an error, 130 after Ctrl-C."""
+    try:
+        train(arguments(argv))
+    except KeyboardInterrupt:
+        print("\nstopped; the state is saved, and the same command goes on from there")
+        return 130
+    except QuantlibError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""The trainer: resumed equals uninterrupted, divergence stops, two processes learn together."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from quantlib.errors import ConfigError, TrainingError
+from quantlib.subject import data
+from quantlib.subject.recipe import Recipe, load_recipe
+from quantlib.subject.training import Trainer
+
+torch.set_num_threads(1)  # the batches are too small to share
+TINY = Recipe(
+    name="tiny", model="resnet20", stages=((1, 16), (1, 32)), batch_size=32, learning_rate=0.05, cutout=0
+)
+
+
+def trainer(folder: Path, recipe: Recipe = TINY) -> Trainer:
+    images = data.load("calibration").take(96)
+    return Trainer(recipe, images, images.take(32), folder, compile_model=False)
+
+
+def weights(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([t.flatten().double() for t in model.state_dict().values()])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, optimizer: str) -> None:
+    recipe = replace(TINY, optimizer=optimizer)
+    whole = trainer(tmp_path / "whole", recipe)
+    whole.run()
+    first = trainer(tmp_path / "parts", recipe)
+    first.network.train()
+    first.train_step()
+    first.request_stop()
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    assert first.step == 2
+    second = trainer(tmp_path / "parts", recipe)
+    assert second.step == 2
+    second.run()
+    assert torch.equal(weights(whole.model), weights(second.model))
+    assert torch.equal(weights(whole.average.model), weights(second.average.model))
+    assert (tmp_path / "parts/best.pt").exists()
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    run = trainer(tmp_path, replace(TINY, stages=((12, 16),), warmup=0.1))
+    run.run()
+    losses = [float(line.split(",")[4]) for line in (tmp_path / "log.csv").read_text().splitlines()[1:]]
+    assert len(losses) == 12 and losses[-1] < losses[0] - 0.15
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:
+    good = trainer(tmp_path)
+    good.request_stop()
+    with pytest.raises(KeyboardInterrupt):
+        good.run()
+    bad = trainer(tmp_path)
+    with torch.no_grad():
+        bad.model.fc.bias.fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"not finite at step 2.*learning_rate.*state\.pt"):
+        bad.run()
+    assert trainer(tmp_path).step == 1
+
+
+def test_a_state_of_another_recipe_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.request_stop()
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    with pytest.raises(TrainingError, match="another recipe"):
+        trainer(tmp_path, replace(TINY, seed=1))
+    (tmp_path / "state.pt").write_bytes((tmp_path / "state.pt").read_bytes()[:1000])
+    with pytest.raises(TrainingError, match="cannot be read"):
+        trainer(tmp_path)
+
+
+def test_one_cycle_by_hand() -> None:
+    recipe = Recipe(name="x", model="resnet20", stages=((1, 32),), warmup=0.2)
+    assert [recipe.rate_factor(p) for p in (0.0, 0.1, 0.2, 0.6, 1.0)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+
+
+def test_recipes_are_read_and_unknown_ones_refused(tmp_path: Path) -> None:
+    assert load_recipe("resnet50").model == "resnet50"
+    with pytest.raises(ConfigError, match="choose one of resnet20, resnet50"):
+        load_recipe("resnet99")
+    path = tmp_path / "mine.toml"
+    path.write_text('model = "resnet20"\nstages = [[1, 32]]\nmomentun = 0.9\n')
+    with pytest.raises(ConfigError, match="momentun"):
+        load_recipe(str(path))
+
+
+SCRIPT = """
+import sys, torch, torch.distributed as dist
+from pathlib import Path
+from tests.subject.test_training import TINY
+from quantlib.subject import data
+from quantlib.subject.training import Trainer
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+images = data.load("calibration").take(96)
+run = Trainer(TINY, images, images.take(32), Path(sys.argv[1]), compile_model=False)
+run.run()
+total = torch.tensor([float(sum(p.double().sum() for p in run.model.parameters()))], dtype=torch.float64)
+both = [torch.zeros_like(total) for _ in range(2)]
+dist.all_gather(both, total)
+assert both[0] == both[1], both
+print("rank", run.rank, "batch", len(run.batch(0)[1]))
+"""
+
+
+def test_two_processes_hold_the_same_weights(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*command, str(tmp_path / "script.py"), str(tmp_path / "run")], cwd=root, text=True,
+                          env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+                          capture_output=True, timeout=120)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines())[-2:] == ["rank 0 batch 16", "rank 1 batch 16"]
