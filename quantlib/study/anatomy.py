@@ -21,24 +21,30 @@ SECTIONS = {
 PARAMETERS = ("PROFILE", "SEED", "DEVICE")
 MAX_LINES = 25
 CHECKED_CELLS = 4
-CHECK = re.compile(r"^\s*(assert\b|\w+\.(score|check)\()|\btesting\.assert_|^\s*\w+ = \w+\.score\(", re.MULTILINE)
+CHECK = re.compile(r"^\s*(assert\b|(\w+ = )?\w+\.(score|check)\()|\btesting\.assert_", re.MULTILINE)
 ABSOLUTE = re.compile(r"(?<![\w.:/~])/(?:home|root|tmp|work|Users|mnt|var|opt|private)/\w|\b[A-Z]:\\\\?\w")
 
 
 def header(course: Course, notebook: Notebook) -> str:
-    """The first cell of a notebook: title, previous and next, the question, minutes, what it reads and writes."""
+    """The first cell: title, previous and next, the question, minutes, what it reads and writes."""
     before, after = course.neighbours(notebook)
-    links = [f"[← {before.number} {before.title}]({before.file})" if before else "",
-             f"[{after.number} {after.title} →]({after.file})" if after else ""]
+    links = [
+        f"[← {before.number} {before.title}]({before.file})" if before else "",
+        f"[{after.number} {after.title} →]({after.file})" if after else "",
+    ]
     minutes = ", ".join(f"{number:g} min {profile}" for profile, number in notebook.minutes.items())
     reads = ", ".join(f"`{name}`" for name in notebook.reads) or "nothing"
     writes = ", ".join(f"`results/{name}.csv`" for name in notebook.writes) or "nothing"
-    return "\n\n".join(part for part in (
-        f"# {notebook.number} · {notebook.title}",
-        " · ".join(link for link in links if link),
-        f"**The question:** {notebook.question}",
-        f"On two cores: {minutes}. Reads {reads}; writes {writes}.",
-    ) if part)
+    return "\n\n".join(
+        part
+        for part in (
+            f"# {notebook.number} · {notebook.title}",
+            " · ".join(link for link in links if link),
+            f"**The question:** {notebook.question}",
+            f"On two cores: {minutes}. Reads {reads}; writes {writes}.",
+        )
+        if part
+    )
 
 
 def problems(course: Course, notebook: Notebook, content: NotebookNode, solutions: bool = False) -> list[str]:
@@ -46,9 +52,16 @@ def problems(course: Course, notebook: Notebook, content: NotebookNode, solution
     found = [*form(content)]
     if solutions:
         return found
-    found += [*opening(course, notebook, content), *sections(notebook, content), *closing(course, notebook, content)]
+    found += [
+        *opening(course, notebook, content),
+        *sections(notebook, content),
+        *closing(course, notebook, content),
+    ]
     found += [*checks(content), *agreement(notebook, content)]
-    if not (course.root / "notebooks" / "solutions" / notebook.file).is_file() and "exercises" not in notebook.omits:
+    if (
+        not (course.root / "notebooks" / "solutions" / notebook.file).is_file()
+        and "exercises" not in notebook.omits
+    ):
         found.append(f"notebooks/solutions/{notebook.file} is missing")
     return found
 
@@ -116,8 +129,13 @@ def opening(course: Course, notebook: Notebook, content: NotebookNode) -> Iterat
 
 def sections(notebook: Notebook, content: NotebookNode) -> Iterator[str]:
     """Rules of the anatomy: every section of SECTIONS has its heading."""
-    headings = [line.lower() for cell in content.cells if cell.cell_type == "markdown"
-                for line in cell.source.splitlines() if line.startswith("#")]
+    headings = [
+        line.lower()
+        for cell in content.cells
+        if cell.cell_type == "markdown"
+        for line in cell.source.splitlines()
+        if line.startswith("#")
+    ]
     for name, pattern in SECTIONS.items():
         if name not in notebook.omits and not any(re.search(pattern, heading) for heading in headings):
             yield f"no heading says {name!r}"

@@ -1,8 +1,8 @@
-"""Run one notebook in this process's child kernel and write down how it went; the runner starts one a notebook.
+"""Run one notebook in a child kernel and write down how it went; the runner starts this once a notebook.
 
-`python execute.py JSON` with the fields of `Order`. It imports nothing of quantlib, hence no torch, because this
-process lives as long as the notebook and its memory would be counted besides the kernel's. The record (a JSON file) holds status, seconds,
-peak memory, the slowest cells and, after a failure, the cell and its error.
+`python execute.py JSON` with the fields of `Order`. It imports nothing of quantlib, hence no torch: this
+process lives as long as the notebook does, and its memory would come on top of the kernel's. The record (a JSON
+file) holds status, seconds, peak memory, the slowest cells and, after a failure, the cell and its error.
 """
 
 import json
@@ -23,7 +23,7 @@ from papermill.exceptions import PapermillExecutionError
 
 @dataclass(frozen=True)
 class Order:
-    """What to run: notebook, executed copy, record, working folder, parameters, seconds a cell may take, bar."""
+    """What to run: notebook, executed copy, record, folder, parameters, seconds a cell may take, bar."""
 
     notebook: str
     output: str
@@ -34,7 +34,7 @@ class Order:
     bar: bool = False
 
     def to_json(self) -> str:
-        """The order as the one argument of this program; parameter values travel by repr, to stay what they are."""
+        """The order as the one argument of this program; values travel by repr, to stay what they are."""
         return json.dumps(asdict(self) | {"parameters": {k: repr(v) for k, v in self.parameters.items()}})
 
 
@@ -44,8 +44,14 @@ def run(order: Order) -> dict[str, Any]:
     error: dict[str, Any] | None = None
     try:
         papermill.execute_notebook(
-            order.notebook, order.output, parameters=order.parameters, kernel_name="python3", cwd=order.cwd,
-            execution_timeout=order.timeout, progress_bar=order.bar, autosave_cell_every=0,
+            order.notebook,
+            order.output,
+            parameters=order.parameters,
+            kernel_name="python3",
+            cwd=order.cwd,
+            execution_timeout=order.timeout,
+            progress_bar=order.bar,
+            autosave_cell_every=0,
         )
     except PapermillExecutionError as failure:
         error = {"kind": "error", "source": failure.source, "message": f"{failure.ename}: {failure.evalue}"}
@@ -54,15 +60,23 @@ def run(order: Order) -> dict[str, Any]:
     except DeadKernelError:
         error = {"kind": "dead kernel", "message": "the kernel died, most often because memory ran out"}
     except OSError as failure:
-        error = {"kind": "error", "message": f"{failure.strerror or failure} ({failure.filename or 'no file'})"}
-    record = {"status": "failed" if error else "ok", "seconds": round(time.monotonic() - began, 1),
-              "peak_mb": peak_megabytes(), "error": error, **inspect_output(Path(order.output), error)}
+        error = {
+            "kind": "error",
+            "message": f"{failure.strerror or failure} ({failure.filename or 'no file'})",
+        }
+    record = {
+        "status": "failed" if error else "ok",
+        "seconds": round(time.monotonic() - began, 1),
+        "peak_mb": peak_megabytes(),
+        "error": error,
+        **inspect_output(Path(order.output), error),
+    }
     Path(order.record).write_text(json.dumps(record, indent=1))
     return record
 
 
 def peak_megabytes() -> int:
-    """The largest resident memory of a finished child, the kernel, in MB (Linux counts kilobytes, macOS bytes)."""
+    """The peak memory of the finished child, the kernel, in MB (Linux counts kilobytes, macOS bytes)."""
     unit = 1e6 if sys.platform == "darwin" else 1e3
     return round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit)
 

@@ -1,6 +1,5 @@
 """What a run of the study consists of: which notebooks, with which parameters, depending on which files."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -13,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import papermill
-import psutil
 
 from quantlib.errors import StudyError
 from quantlib.study import execute, results
-from quantlib.study.execute import Order, inspect_output
+from quantlib.study.execute import Order
 from quantlib.study.manifest import Course, Notebook
+from quantlib.study.process import crashed, read_record, stop, stopped, write_record
 
 RESERVED = {"PROFILE": "--profile", "DEVICE": "--device"}
 NEEDED_BYTES = 200e6
@@ -71,8 +70,9 @@ class Job:
         code = [*LIBRARY.rglob("*.py"), *LIBRARY.rglob("*.mplstyle")]
         return [path for path in (*listed, *read, *sorted(code)) if path.is_file()]
 
-    def run(self, notebook: Path | None = None, output: Path | None = None,
-            record: Path | None = None) -> dict[str, Any]:
+    def run(
+        self, notebook: Path | None = None, output: Path | None = None, record: Path | None = None
+    ) -> dict[str, Any]:
         """Run it (or a sibling: its solutions) in a process of its own, stop it at its limit; the record.
 
         Ctrl-C stops the process and the kernel below it, and is passed on.
@@ -83,17 +83,31 @@ class Job:
         record.unlink(missing_ok=True)
         output.unlink(missing_ok=True)
         bar = sys.stderr.isatty()
-        order = Order(str(notebook), str(output), str(record), str(notebook.parent), self.all_parameters(),
-                      int(self.limit) + 1, bar)
+        order = Order(
+            str(notebook),
+            str(output),
+            str(record),
+            str(notebook.parent),
+            self.all_parameters(),
+            int(self.limit) + 1,
+            bar,
+        )
         began = time.monotonic()
         with open(output.with_suffix(".log"), "w") as log:
-            code = self._wait(subprocess.Popen(
-                [sys.executable, "-P", str(EXECUTE), order.to_json()], env=self.environment(), cwd=self.course.root,
-                start_new_session=True, stdout=log, stderr=None if bar else log))
+            code = self._wait(
+                subprocess.Popen(
+                    [sys.executable, "-P", str(EXECUTE), order.to_json()],
+                    env=self.environment(),
+                    cwd=self.course.root,
+                    start_new_session=True,
+                    stdout=log,
+                    stderr=None if bar else log,
+                )
+            )
         seconds = round(time.monotonic() - began, 1)
         if code is None:
-            return _write(record, stopped(self.limit, output, seconds))
-        return read_record(record) or _write(record, crashed(output, code, seconds))
+            return write_record(record, stopped(self.limit, output, seconds))
+        return read_record(record) or write_record(record, crashed(output, code, seconds))
 
     def _wait(self, process: "subprocess.Popen[bytes]") -> int | None:
         """The exit code of a process, or None when it had to be stopped at its limit."""
@@ -108,17 +122,30 @@ class Job:
 
     def environment(self) -> dict[str, str]:
         """The process's environment: this quantlib, this profile; changed parameters write elsewhere."""
-        path = os.pathsep.join(part for part in (str(LIBRARY.parent), os.environ.get("PYTHONPATH", "")) if part)
-        own = {"PYTHONPATH": path, "QUANTLIB_PROFILE": self.profile, "QUANTLIB_ROOT": str(self.course.root),
-               "JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+        path = os.pathsep.join(
+            part for part in (str(LIBRARY.parent), os.environ.get("PYTHONPATH", "")) if part
+        )
+        own = {
+            "PYTHONPATH": path,
+            "QUANTLIB_PROFILE": self.profile,
+            "QUANTLIB_ROOT": str(self.course.root),
+            "JUPYTER_PREFER_ENV_PATH": "1",
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        }
         if self.parameters:
             own["QUANTLIB_RESULTS"] = f"build/results/{self.profile}-changed"
         kept = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
         return kept | own
 
 
-def plan(course: Course, profile: str, only: Sequence[str] = (), since: str | None = None,
-         parameters: Mapping[str, Any] | None = None, device: str = "cpu") -> list[Job]:
+def plan(
+    course: Course,
+    profile: str,
+    only: Sequence[str] = (),
+    since: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+) -> list[Job]:
     """The jobs of a run; StudyError, before anything runs, for whatever the course does not have."""
     course.profile(profile)
     first = course.notebook(since).number if since else ""
@@ -127,13 +154,23 @@ def plan(course: Course, profile: str, only: Sequence[str] = (), since: str | No
     known = {nb.number: _known(course.path(nb)) for nb in chosen}
     given = dict(parameters or {})
     every = sorted(set().union(*known.values()))
+    known_names = ", ".join(every) or "none"
     for name in given:
         if name in RESERVED:
             raise StudyError(f"{name} is set by {RESERVED[name]}, not by -p.")
         if name not in every:
-            raise StudyError(f"No chosen notebook has a parameter {name!r}; they have {', '.join(every) or 'none'}.")
-    return [Job(course, nb, profile, device, {k: v for k, v in given.items() if k in known[nb.number]},
-                known[nb.number]) for nb in chosen]
+            raise StudyError(f"No chosen notebook has a parameter {name!r}; they have {known_names}.")
+    return [
+        Job(
+            course,
+            nb,
+            profile,
+            device,
+            {k: v for k, v in given.items() if k in known[nb.number]},
+            known[nb.number],
+        )
+        for nb in chosen
+    ]
 
 
 def parse_parameters(texts: Sequence[str]) -> dict[str, Any]:
@@ -155,59 +192,19 @@ def check_disk(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < NEEDED_BYTES:
-        raise StudyError(f"Only {free / 1e6:.0f} MB are free where build/ lies; "
-                         f"make room for {NEEDED_BYTES / 1e6:.0f} MB and start again.")
+        raise StudyError(
+            f"Only {free / 1e6:.0f} MB are free where build/ lies; "
+            f"make room for {NEEDED_BYTES / 1e6:.0f} MB and start again."
+        )
 
 
 def check_device(device: str) -> None:
     """StudyError when the device is not there."""
     if device == "cpu":
         return
-    from quantlib.study.session import require_device
+    from quantlib.study.setup import require_device
 
     require_device(device)
-
-
-def stop(process: "subprocess.Popen[bytes]") -> None:
-    """End a process and all below it, the kernel included."""
-    try:
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    for member in family:
-        try:
-            member.kill()
-        except psutil.NoSuchProcess:
-            continue
-    process.wait()
-
-
-def read_record(path: Path) -> dict[str, Any] | None:
-    """A record, or None when there is none or it is damaged."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-        return content
-    except (OSError, ValueError):
-        return None
-
-
-def stopped(limit: float, output: Path, seconds: float) -> dict[str, Any]:
-    """The record of a notebook that ran into its limit."""
-    error: dict[str, Any] = {"kind": "time-out", "message": f"stopped at its limit of {limit:g} s"}
-    return {"status": "failed", "seconds": seconds, "peak_mb": None, "error": error, **inspect_output(output, error)}
-
-
-def crashed(output: Path, code: int, seconds: float) -> dict[str, Any]:
-    """The record of a notebook whose process left none."""
-    log = output.with_suffix(".log").read_text(errors="replace").strip().splitlines()
-    message = f"its process ended with {code}; {log[-1] if log else 'it said nothing'}"
-    return {"status": "failed", "seconds": seconds, "peak_mb": None, "slowest": [],
-            "error": {"kind": "crash", "message": message}}
-
-
-def _write(path: Path, record: dict[str, Any]) -> dict[str, Any]:
-    results.write_atomic(path, json.dumps(record, indent=1).encode())
-    return record
 
 
 def _known(path: Path) -> frozenset[str]:
@@ -217,4 +214,4 @@ def _known(path: Path) -> frozenset[str]:
     try:
         return frozenset(papermill.inspect_notebook(str(path)))
     except (ValueError, KeyError, AttributeError) as error:
-        raise StudyError(f"notebooks/{path.name} is not a notebook that papermill can read: {error}") from error
+        raise StudyError(f"notebooks/{path.name} cannot be read as a notebook: {error}") from error

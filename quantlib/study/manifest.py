@@ -100,7 +100,7 @@ class Course:
 
 
 def find_root(start: Path | None = None) -> Path:
-    """The folder of course.toml: QUANTLIB_ROOT, else `start` (the working folder) or a parent, else this tree."""
+    """The folder of course.toml: QUANTLIB_ROOT, else the working folder or a parent, else this tree."""
     if os.environ.get("QUANTLIB_ROOT"):
         return Path(os.environ["QUANTLIB_ROOT"]).resolve()
     here = (start or Path.cwd()).resolve()
@@ -119,7 +119,7 @@ def course(root: Path | str | None = None) -> Course:
     try:
         raw = tomllib.loads((folder / "course.toml").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise StudyError(f"{folder.name}/course.toml is missing; it lists the notebooks of the course.") from None
+        raise StudyError(f"{folder.name}/course.toml, the list of notebooks, is missing.") from None
     except tomllib.TOMLDecodeError as error:
         raise StudyError(f"course.toml cannot be read: {error}.") from None
     try:
@@ -165,7 +165,9 @@ def _check(loaded: Course) -> None:
                 raise StudyError(f"course.toml: notebook {notebook.number} cannot write {name!r}.")
     for claim in loaded.claims:
         if claim.notebook not in every:
-            raise StudyError(f"course.toml: claim {claim.id!r} names notebook {claim.notebook!r}, which is not listed.")
+            raise StudyError(
+                f"course.toml: claim {claim.id!r} names {claim.notebook!r}, which it does not list."
+            )
     ids = [claim.id for claim in loaded.claims]
     if len(set(ids)) != len(ids):
         raise StudyError("course.toml lists a claim twice.")

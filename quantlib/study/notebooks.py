@@ -34,7 +34,9 @@ def canonicalise(notebook: NotebookNode, root: Path) -> NotebookNode:
     Python 3 kernel, no widget state, no timing, counts 1..n, ids from the place of the cell, no stderr, the
     folder of the course written as nothing.
     """
-    clean = nbformat.v4.new_notebook(metadata={"kernelspec": dict(KERNEL), "language_info": {"name": "python"}})
+    clean = nbformat.v4.new_notebook(
+        metadata={"kernelspec": dict(KERNEL), "language_info": {"name": "python"}}
+    )
     count = 0
     for cell in notebook.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
@@ -44,7 +46,8 @@ def canonicalise(notebook: NotebookNode, root: Path) -> NotebookNode:
             count += 1
             ran = cell.execution_count is not None
             cell.execution_count = count if ran else None
-            cell.outputs = merge_streams([_output(o, cell.execution_count, root) for o in cell.outputs if _stays(o)])
+            kept = [output for output in cell.outputs if _stays(output)]
+            cell.outputs = merge_streams([_output(output, cell.execution_count, root) for output in kept])
         clean.cells.append(cell)
     for place, cell in enumerate(clean.cells):
         cell.id = _identity(cell, place)
@@ -55,7 +58,11 @@ def merge_streams(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
     """Neighbouring stream outputs as one: where a kernel cuts them is chance."""
     merged: list[NotebookNode] = []
     for output in outputs:
-        if merged and output.output_type == "stream" == merged[-1].output_type and output.name == merged[-1].name:
+        if (
+            merged
+            and output.output_type == "stream" == merged[-1].output_type
+            and output.name == merged[-1].name
+        ):
             merged[-1].text += output.text
         else:
             merged.append(output)
@@ -66,8 +73,10 @@ def store(notebook: NotebookNode, path: Path) -> None:
     """Write a clean notebook; StudyError when it is larger than MAX_BYTES."""
     text = nbformat.writes(notebook, version=4, indent=1) + "\n"
     if len(text.encode()) > MAX_BYTES:
-        raise StudyError(f"{path.name} would have {len(text.encode()) // 1000} kB; "
-                         f"the limit is {MAX_BYTES // 1000}: use fewer or smaller figures.")
+        raise StudyError(
+            f"{path.name} would have {len(text.encode()) // 1000} kB; "
+            f"the limit is {MAX_BYTES // 1000}: use fewer or smaller figures."
+        )
     nbformat.validate(notebook)
     results.write_atomic(path, text.encode())
 
@@ -91,8 +100,10 @@ def refresh(loaded: Course, path: Path) -> str:
     record = job.run(path, output, output.with_suffix(".json"))
     if record["status"] != "ok":
         source = "\n".join(f"    | {line}" for line in str(record["error"].get("source", "")).splitlines())
-        raise StudyError(f"{path.name} did not run to its end and is left as it was.\n{source}\n"
-                         f"    {record['error']['message']}")
+        raise StudyError(
+            f"{path.name} did not run to its end and is left as it was.\n{source}\n"
+            f"    {record['error']['message']}"
+        )
     store(canonicalise(nbformat.read(output, as_version=4), loaded.root), path)
     budget = 60 * notebook.minutes["quick"]
     peak = f", peak {record['peak_mb'] / 1000:.1f} GB" if record["peak_mb"] else ""
@@ -108,8 +119,11 @@ def sync(loaded: Course) -> list[str]:
             continue
         notebook = nbformat.read(path, as_version=4)
         header = anatomy.header(loaded, entry)
-        if notebook.cells and notebook.cells[0].cell_type == "markdown" \
-                and notebook.cells[0].source.startswith(f"# {entry.number}"):
+        if (
+            notebook.cells
+            and notebook.cells[0].cell_type == "markdown"
+            and notebook.cells[0].source.startswith(f"# {entry.number}")
+        ):
             if notebook.cells[0].source == header:
                 continue
             notebook.cells[0].source = header
@@ -170,7 +184,9 @@ def _identity(cell: NotebookNode, place: int) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m quantlib.study.notebooks", description="Keep notebooks clean.")
+    made = argparse.ArgumentParser(
+        prog="python -m quantlib.study.notebooks", description="Keep notebooks clean."
+    )
     made.add_argument("action", choices=("refresh", "clean", "sync", "check"))
     made.add_argument("numbers", nargs="*", metavar="NN", help="notebooks, all when left out")
     return made
@@ -182,7 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         loaded = course()
         return {"refresh": _refresh, "clean": _clean, "sync": _sync, "check": _check}[options.action](
-            loaded, options.numbers)
+            loaded, options.numbers
+        )
     except QuantlibError as error:
         print(error, file=sys.stderr)
         return 2
@@ -217,7 +234,8 @@ def _check(loaded: Course, numbers: Sequence[str]) -> int:
     found: list[str] = []
     for path in paths(loaded, numbers):
         notebook: Any = nbformat.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        problems = anatomy.problems(loaded, _listed(loaded, path), notebook, solutions=path.parent.name == "solutions")
+        solved = path.parent.name == "solutions"
+        problems = anatomy.problems(loaded, _listed(loaded, path), notebook, solutions=solved)
         found += [f"{path.relative_to(loaded.root)}: {problem}" for problem in problems]
     print("\n".join(found) or "nothing found")
     return 1 if found else 0

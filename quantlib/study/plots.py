@@ -1,8 +1,7 @@
-"""How the course draws: one style, one colour per method, direct labels, intervals, titles that state the finding."""
+"""How the course draws: one style, one colour per method, direct labels, intervals, telling titles."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,65 +12,26 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from quantlib.errors import StudyError
+from quantlib.study.palette import BLUE, METHODS, Look, colour, look
 from quantlib.study.results import write_atomic
 
+__all__ = [
+    "METHODS",
+    "Look",
+    "bars_with_intervals",
+    "canvas",
+    "caption",
+    "colour",
+    "heatmap",
+    "histograms",
+    "label_lines",
+    "lines_with_intervals",
+    "look",
+    "save",
+    "style",
+    "use_style",
+]
 STYLE = Path(__file__).with_name("quantlib.mplstyle")
-
-
-@dataclass(frozen=True)
-class Look:
-    """A method's colour, marker and name in every figure of the course."""
-
-    colour: str
-    marker: str
-    label: str
-
-
-# Okabe and Ito's colours, which people with any colour vision tell apart; their yellow is too light on white and
-# is replaced by wine. Methods of one colour never meet in one figure; the marker tells them apart besides.
-GREY, BLACK, BLUE, SKY, GREEN = "#7f7f7f", "#000000", "#0072B2", "#56B4E9", "#009E73"
-ORANGE, VERMILLION, PURPLE, WINE = "#E69F00", "#D55E00", "#CC79A7", "#882255"
-METHODS: dict[str, Look] = {
-    "fp32": Look(GREY, "o", "FP32"),
-    "optimum": Look(BLACK, "*", "optimum"),
-    "minmax": Look(VERMILLION, "s", "min-max"),
-    "moving_average": Look(ORANGE, "D", "moving average"),
-    "percentile": Look(PURPLE, "^", "percentile"),
-    "histogram": Look(SKY, "v", "histogram"),
-    "mse": Look(BLUE, "o", "mean squared error"),
-    "entropy": Look(GREEN, "P", "entropy"),
-    "aciq": Look(WINE, "X", "ACIQ"),
-    "per_tensor": Look(VERMILLION, "s", "per tensor"),
-    "per_channel": Look(BLUE, "o", "per channel"),
-    "weights": Look(BLUE, "o", "weights"),
-    "activations": Look(ORANGE, "D", "activations"),
-    "symmetric": Look(VERMILLION, "s", "symmetric"),
-    "affine": Look(BLUE, "o", "affine"),
-    "narrow_range": Look(BLUE, "o", "-127 to 127"),
-    "full_range": Look(VERMILLION, "s", "-128 to 127"),
-    "after_relu": Look(BLUE, "o", "after ReLU"),
-    "before_relu": Look(VERMILLION, "s", "before ReLU"),
-    "before_and_after_relu": Look(WINE, "X", "before and after ReLU"),
-    "simulated": Look(SKY, "v", "simulated"),
-    "mixed": Look(BLUE, "o", "mixed"),
-    "integer": Look(GREEN, "P", "integer"),
-    "torch_ao": Look(ORANGE, "D", "torch.ao"),
-    "fp32_compiled": Look(BLACK, "d", "FP32 compiled"),
-    "onnxruntime": Look(PURPLE, "^", "ONNX Runtime"),
-}
-
-
-def look(method: str) -> Look:
-    """The look of a method; StudyError says where to add one that is not there."""
-    if method not in METHODS:
-        raise StudyError(f"No colour is set for the method {method!r}; add it to METHODS in quantlib/study/plots.py.")
-    return METHODS[method]
-
-
-def colour(method: str) -> str:
-    """The one colour of a method."""
-    return look(method).colour
 
 
 def use_style() -> None:
@@ -87,7 +47,7 @@ def style() -> Iterator[None]:
 
 
 def canvas(title: str = "", xlabel: str = "", ylabel: str = "", **subplots: Any) -> tuple[Figure, Any]:
-    """A figure in the course's style and its axes (an array when rows or columns are asked for).
+    """A figure in the course's style and its axes, an array when rows or columns are asked for.
 
     The title states the finding; the labels carry the units.
     """
@@ -104,8 +64,10 @@ def canvas(title: str = "", xlabel: str = "", ylabel: str = "", **subplots: Any)
     return figure, axes
 
 
-def lines_with_intervals(ax: Axes, table: pd.DataFrame, x: str, by: str = "method", label: bool = True) -> None:
-    """One line a method over column `x` (columns value, low, high), its interval as a band, its name at its end."""
+def lines_with_intervals(
+    ax: Axes, table: pd.DataFrame, x: str, by: str = "method", label: bool = True
+) -> None:
+    """One line a method over column `x` (value, low, high), its interval as a band, its name at its end."""
     ends: dict[str, tuple[float, float]] = {}
     for method in table[by].drop_duplicates():
         part = table[table[by] == method].sort_values(x)
@@ -126,15 +88,26 @@ def label_lines(ax: Axes, ends: Mapping[str, tuple[float, float]], gap: float = 
     """
     if not ends:
         return
-    ax.figure.draw_without_rendering()
-    scale = ax.figure.dpi / 72.0
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    scale = figure.dpi / 72.0
     at = {method: ax.transData.transform(point)[1] / scale for method, point in ends.items()}
     order = sorted(at, key=lambda method: (at[method], method))
     placed = spread([at[method] for method in order], gap)
     for method, height in zip(order, placed, strict=True):
         face = look(method)
-        ax.annotate(face.label, ends[method], xytext=(7, height - at[method]), textcoords="offset points",
-                    color=face.colour, va="center", fontsize=8.5, fontweight="bold", annotation_clip=False)
+        ax.annotate(
+            face.label,
+            ends[method],
+            xytext=(7, height - at[method]),
+            textcoords="offset points",
+            color=face.colour,
+            va="center",
+            fontsize=8.5,
+            fontweight="bold",
+            annotation_clip=False,
+        )
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
@@ -148,7 +121,7 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def bars_with_intervals(ax: Axes, table: pd.DataFrame, by: str = "method", form: str = "{:.2f}") -> None:
-    """One horizontal bar a row (columns value, low, high), first row on top, its number and interval at its end."""
+    """One horizontal bar a row (value, low, high), first row on top, with its interval and its number."""
     names = [str(name) for name in table[by]]
     faces = [METHODS.get(name, Look(BLUE, "o", name)) for name in names]
     places = np.arange(len(names))[::-1]
@@ -157,10 +130,20 @@ def bars_with_intervals(ax: Axes, table: pd.DataFrame, by: str = "method", form:
     low, high = table["low"].to_numpy(float), table["high"].to_numpy(float)
     known = ~np.isnan(low)
     errors = np.abs(np.vstack([values - low, high - values]))[:, known]
-    ax.errorbar(values[known], places[known], xerr=errors, fmt="none", ecolor="0.15", elinewidth=1.0, zorder=3)
-    for place, value, edge in zip(places, values, np.where(known, np.maximum(high, values), values), strict=True):
-        ax.annotate(form.format(value), (max(edge, 0.0), place), xytext=(4, 0), textcoords="offset points",
-                    va="center", fontsize=8.5)
+    ax.errorbar(
+        values[known], places[known], xerr=errors, fmt="none", ecolor="0.15", elinewidth=1.0, zorder=3
+    )
+    for place, value, edge in zip(
+        places, values, np.where(known, np.maximum(high, values), values), strict=True
+    ):
+        ax.annotate(
+            form.format(value),
+            (max(edge, 0.0), place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8.5,
+        )
     ax.set_yticks(places, [face.label for face in faces])
     ax.grid(axis="y", visible=False)
     ax.grid(axis="x", visible=True)
@@ -179,22 +162,42 @@ def histograms(ax: Axes, series: Mapping[str, np.ndarray], bins: int = 120, log:
         ax.stairs(density, edges, color=face.colour, fill=True, alpha=0.25)
         ax.stairs(density, edges, color=face.colour, linewidth=1.3)
         peak = int(density.argmax())
-        ax.annotate(face.label, (edges[peak], density[peak]), xytext=(6, -2), textcoords="offset points",
-                    color=face.colour, fontweight="bold", fontsize=8.5)
+        ax.annotate(
+            face.label,
+            (edges[peak], density[peak]),
+            xytext=(6, -2),
+            textcoords="offset points",
+            color=face.colour,
+            fontweight="bold",
+            fontsize=8.5,
+        )
     if log:
         ax.set_yscale("log")
 
 
-def heatmap(ax: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str],
-            form: str = "{:.1f}", unit: str = "") -> None:
+def heatmap(
+    ax: Axes,
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    form: str = "{:.1f}",
+    unit: str = "",
+) -> None:
     """A grid of numbers, each written in its cell, with a colour bar that carries the unit."""
     grid = np.asarray(values, dtype=float)
     picture = ax.imshow(grid, aspect="auto")
     middle = (np.nanmin(grid) + np.nanmax(grid)) / 2
     for (down, across), value in np.ndenumerate(grid):
         ink = "white" if value < middle else "black"
-        ax.text(across, down, "" if np.isnan(value) else form.format(value), ha="center", va="center",
-                color=ink, fontsize=8)
+        ax.text(
+            across,
+            down,
+            "" if np.isnan(value) else form.format(value),
+            ha="center",
+            va="center",
+            color=ink,
+            fontsize=8,
+        )
     ax.set_xticks(range(len(columns)), columns)
     ax.set_yticks(range(len(rows)), rows)
     ax.grid(visible=False)

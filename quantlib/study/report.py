@@ -1,4 +1,4 @@
-"""The page that a run leaves behind: status, time against budget, slowest cells, headline figures, environment."""
+"""The page that a run leaves: status, time against budget, slowest cells, headline figures, environment."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -8,11 +8,12 @@ from typing import Any
 import pandas as pd
 
 from quantlib.study import results
-from quantlib.study.jobs import read_record
 from quantlib.study.manifest import Course, Notebook
+from quantlib.study.process import read_record
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto;
+  padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; width: 100%; margin: .5rem 0 1.5rem }
 th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #ddd; vertical-align: top }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
@@ -39,8 +40,13 @@ def write(course: Course, profile: str, seconds: float, status: Mapping[str, str
     return page
 
 
-def notebooks(course: Course, folder: Path, profile: str, records: Mapping[str, dict[str, Any] | None],
-              status: Mapping[str, str]) -> str:
+def notebooks(
+    course: Course,
+    folder: Path,
+    profile: str,
+    records: Mapping[str, dict[str, Any] | None],
+    status: Mapping[str, str],
+) -> str:
     """The table of notebooks."""
     rows = []
     for nb in course.notebooks:
@@ -48,7 +54,8 @@ def notebooks(course: Course, folder: Path, profile: str, records: Mapping[str, 
         words = status.get(nb.number) or (record["status"] + ", earlier" if record else "not run")
         rows.append([_title(nb, folder), _status(words), *_times(nb, profile, record), _slowest(record)])
     return "<h2>Notebooks</h2>" + table(
-        ["notebook", "status", "seconds", "budget", "peak memory", "slowest cells"], rows, numbers=(2, 3, 4))
+        ["notebook", "status", "seconds", "budget", "peak memory", "slowest cells"], rows, numbers=(2, 3, 4)
+    )
 
 
 def failures(course: Course, records: Mapping[str, dict[str, Any] | None]) -> str:
@@ -64,8 +71,12 @@ def failures(course: Course, records: Mapping[str, dict[str, Any] | None]) -> st
 
 def headlines(root: Path, profile: str) -> str:
     """The headline figures of this profile beside the recorded full ones."""
-    frames = {name: _read(results.folder(name, root) / "headline.csv") for name in dict.fromkeys([profile, "full"])}
-    names = list(dict.fromkeys(name for frame in frames.values() if frame is not None for name in frame["name"]))
+    frames = {
+        name: _read(results.folder(name, root) / "headline.csv") for name in dict.fromkeys([profile, "full"])
+    }
+    names = list(
+        dict.fromkeys(name for frame in frames.values() if frame is not None for name in frame["name"])
+    )
     if not names:
         return ""
     rows = [[escape(name), *(_figure(frame, name) for frame in frames.values())] for name in names]
@@ -78,8 +89,12 @@ def ledger(course: Course, profile: str) -> str:
     for nb in course.notebooks:
         frame = _read(results.folder(profile, course.root) / f"claims_{nb.number}.csv")
         if frame is not None:
-            rows += [[escape(str(text)), escape(str(verdict)), escape(str(evidence)), nb.number] for _, text, verdict,
-                     evidence in frame[["id", "text", "verdict", "evidence"]].itertuples(index=False)]
+            rows += [
+                [escape(str(text)), escape(str(verdict)), escape(str(evidence)), nb.number]
+                for _, text, verdict, evidence in frame[["id", "text", "verdict", "evidence"]].itertuples(
+                    index=False
+                )
+            ]
     if not rows:
         return ""
     return "<h2>Claims</h2>" + table(["claim", "verdict", "evidence", "notebook"], rows)
@@ -88,7 +103,9 @@ def ledger(course: Course, profile: str) -> str:
 def environment() -> str:
     """The machine and the library versions."""
     facts = results.environment()
-    rows = [[escape(str(key)), escape(str(value))] for group in facts.values() for key, value in group.items()]
+    rows = [
+        [escape(str(key)), escape(str(value))] for group in facts.values() for key, value in group.items()
+    ]
     return "<h2>Environment</h2>" + table(["", ""], rows)
 
 
@@ -112,7 +129,9 @@ def _title(nb: Notebook, folder: Path) -> str:
 
 
 def _status(words: str) -> str:
-    kind = "failed" if words.startswith("failed") else "ok" if words.startswith(("ok", "unchanged")) else "dim"
+    kind = (
+        "failed" if words.startswith("failed") else "ok" if words.startswith(("ok", "unchanged")) else "dim"
+    )
     return f'<span class="{kind}">{escape(words)}</span>'
 
 
@@ -146,5 +165,7 @@ def _read(path: Path) -> pd.DataFrame | None:
 
 
 def _page(title: str, body: str) -> str:
-    return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
-            f"<style>{STYLE}</style><h1>{escape(title)}</h1>{body}</html>\n")
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
+        f"<style>{STYLE}</style><h1>{escape(title)}</h1>{body}</html>\n"
+    )

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from quantlib.study.manifest import find_root
 
 HEADLINE_COLUMNS = ("name", "value", "low", "high", "n", "unit", "source")
 LIBRARIES = ("quantlib", "torch", "torchvision", "torchao", "onnxruntime", "numpy", "pandas")
-Rows = pd.DataFrame | Sequence[Mapping[str, Any]]
+Rows: TypeAlias = pd.DataFrame | Sequence[Mapping[str, Any]]
 
 
 def folder(profile: str, root: Path | None = None) -> Path:
@@ -34,8 +34,16 @@ def folder(profile: str, root: Path | None = None) -> Path:
     return base / "results" if profile == "full" else base / "build" / "results" / profile
 
 
-def row(method: str, metric: str, value: float, low: float = math.nan, high: float = math.nan,
-        n: int = 0, seed: int = 0, **columns: Any) -> dict[str, Any]:
+def row(
+    method: str,
+    metric: str,
+    value: float,
+    low: float = math.nan,
+    high: float = math.nan,
+    n: int = 0,
+    seed: int = 0,
+    **columns: Any,
+) -> dict[str, Any]:
     """One measurement as a tidy row: method, the columns given, metric, value, low, high, n, seed."""
     measured = {"metric": metric, "value": float(value), "low": float(low), "high": float(high)}
     return {"method": method, **columns, **measured, "n": int(n), "seed": int(seed)}
@@ -78,13 +86,16 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     write_atomic(path, table.to_csv(index=False, float_format="%.8g", lineterminator="\n").encode())
 
 
-def record(experiment: str, rows: Rows, origin: Mapping[str, Any], profile: str,
-           root: Path | None = None) -> Path:
+def record(
+    experiment: str, rows: Rows, origin: Mapping[str, Any], profile: str, root: Path | None = None
+) -> Path:
     """Write <experiment>.csv and, beside it, <experiment>.json with its origin; the CSV's path."""
     path = folder(profile, root) / f"{experiment}.csv"
     table = frame(rows)
     write_table(path, table)
-    write_atomic(path.with_suffix(".json"), _json({**origin, "rows": len(table), "columns": list(table.columns)}))
+    write_atomic(
+        path.with_suffix(".json"), _json({**origin, "rows": len(table), "columns": list(table.columns)})
+    )
     return path
 
 
@@ -105,10 +116,17 @@ def load(experiment: str, profile: str = "full", root: Path | None = None) -> pd
         raise StudyError(f"{path.relative_to(base)} is damaged and cannot be read: {error}.") from error
 
 
-def provenance(profile: str, *, device: str = "cpu", seconds: float = 0.0, seed: int = 0,
-               checkpoints: Mapping[str, str] | None = None, data: Mapping[str, str] | None = None,
-               root: Path | None = None) -> dict[str, Any]:
-    """Where a result came from: profile, commit, versions, CPU and its instruction set, device, date, inputs."""
+def provenance(
+    profile: str,
+    *,
+    device: str = "cpu",
+    seconds: float = 0.0,
+    seed: int = 0,
+    checkpoints: Mapping[str, str] | None = None,
+    data: Mapping[str, str] | None = None,
+    root: Path | None = None,
+) -> dict[str, Any]:
+    """Where a result came from: profile, commit, versions, CPU, instruction set, device, date, inputs."""
     return {
         "profile": profile,
         "seed": seed,
@@ -123,7 +141,7 @@ def provenance(profile: str, *, device: str = "cpu", seconds: float = 0.0, seed:
 
 
 def environment() -> dict[str, dict[str, Any]]:
-    """The machine (CPU, instruction set, threads) and the versions of the libraries that can change a number."""
+    """The machine (CPU, instruction set, threads) and the versions of what can change a number."""
     from quantlib.subject.benchmark import machine
 
     computer = {key: value for key, value in machine().items() if key != "torch"}
@@ -131,7 +149,7 @@ def environment() -> dict[str, dict[str, Any]]:
 
 
 def commit(root: Path | None = None) -> str:
-    """The git commit of the tree, with "+" when library or notebooks differ from it; "unknown" without git."""
+    """The git commit of the tree, with "+" when the library differs from it; "unknown" without git."""
     base = root or find_root()
     try:
         head = _git(base, "rev-parse", "--short=12", "HEAD")
@@ -148,22 +166,40 @@ def upsert(path: Path, entries: pd.DataFrame, key: str) -> pd.DataFrame:
         kept = old[~old[key].isin(entries[key])]
         order = {name: place for place, name in enumerate(old[key])}
         entries = entries if kept.empty else pd.concat([kept, entries], ignore_index=True)
-        entries = entries.sort_values(key, kind="stable", key=lambda names: names.map(
-            lambda name: order.get(name, len(order))), ignore_index=True)
+        entries = entries.sort_values(
+            key,
+            kind="stable",
+            key=lambda names: names.map(lambda name: order.get(name, len(order))),
+            ignore_index=True,
+        )
     write_table(path, entries)
     return entries
 
 
-def headline(name: str, value: float, low: float, high: float, n: int, unit: str, source: str,
-             profile: str, root: Path | None = None) -> Path:
+def headline(
+    name: str,
+    value: float,
+    low: float,
+    high: float,
+    n: int,
+    unit: str,
+    source: str,
+    profile: str,
+    root: Path | None = None,
+) -> Path:
     """Put one figure into headline.csv (of results/ for full runs, of build/ for others); its path."""
     path = folder(profile, root) / "headline.csv"
-    upsert(path, pd.DataFrame([[name, value, low, high, n, unit, source]], columns=list(HEADLINE_COLUMNS)), "name")
+    upsert(
+        path,
+        pd.DataFrame([[name, value, low, high, n, unit, source]], columns=list(HEADLINE_COLUMNS)),
+        "name",
+    )
     return path
 
 
-def save_predictions(name: str, predictions: np.ndarray, labels: np.ndarray, profile: str,
-                     root: Path | None = None) -> Path:
+def save_predictions(
+    name: str, predictions: np.ndarray, labels: np.ndarray, profile: str, root: Path | None = None
+) -> Path:
     """Keep the predicted and true class of every image in predictions/<name>.npz, a byte each."""
     path = folder(profile, root) / "predictions" / f"{name}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +209,9 @@ def save_predictions(name: str, predictions: np.ndarray, labels: np.ndarray, pro
     return path
 
 
-def load_predictions(name: str, profile: str = "full", root: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
+def load_predictions(
+    name: str, profile: str = "full", root: Path | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The (predictions, labels) kept under a name such as "07_w8a8"; StudyError when there are none."""
     base = root or find_root()
     path = (base / "results" if profile == "full" else folder(profile, base)) / "predictions" / f"{name}.npz"
@@ -195,14 +233,16 @@ def _versions() -> dict[str, str]:
 
 
 def _device_name(device: str) -> str:
-    """"cpu", or the name of the GPU."""
+    """ "cpu", or the name of the GPU."""
     import torch
 
     return device if torch.device(device).type != "cuda" else f"cuda: {torch.cuda.get_device_name(device)}"
 
 
 def _git(base: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=base, capture_output=True, text=True, check=True, timeout=20)
+    done = subprocess.run(
+        ["git", *arguments], cwd=base, capture_output=True, text=True, check=True, timeout=20
+    )
     return done.stdout.strip()
 
 

@@ -2,7 +2,6 @@
 
 import math
 import os
-import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,8 +11,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from quantlib.errors import CheckpointError, StudyError
-from quantlib.study import results
+from quantlib.errors import StudyError
+from quantlib.study import results, setup
 from quantlib.study.manifest import course
 from quantlib.subject import checkpoints, data
 from quantlib.subject.data import Images
@@ -40,17 +39,19 @@ def start(number: str, profile: str | None = None, seed: int = 0, device: str | 
 class Session:
     """One run of one notebook; made by `start`."""
 
-    def __init__(self, number: str, profile: str | None = None, seed: int = 0, device: str | None = None) -> None:
+    def __init__(
+        self, number: str, profile: str | None = None, seed: int = 0, device: str | None = None
+    ) -> None:
         self.course = course()
         self.notebook = self.course.notebook(number)
         self.number = self.notebook.number
         self.profile = profile or os.environ.get("QUANTLIB_PROFILE") or "quick"
         self.settings = self.course.profile(self.profile, self.notebook)
         self.seed = seed
-        self.device = require_device(device or os.environ.get("QUANTLIB_DEVICE") or "cpu")
+        self.device = setup.require_device(device or os.environ.get("QUANTLIB_DEVICE") or "cpu")
         self.threads = int(os.environ.get("QUANTLIB_THREADS", torch.get_num_threads()))
         torch.set_num_threads(self.threads)
-        seed_everything(seed)
+        setup.seed_everything(seed)
         self._began = time.monotonic()
         self._checkpoints: dict[str, str] = {}
         self._data: dict[str, str] = {}
@@ -61,13 +62,15 @@ class Session:
     def headline_sentence(self) -> str:
         """The line that opens a notebook."""
         minutes = self.notebook.minutes[self.profile]
-        return (f"Notebook {self.number}, profile {self.profile}: about {minutes:g} min, "
-                f"{self.settings['source']} CIFAR-10, {self.device}, {self.threads} threads, seed {self.seed}.")
+        return (
+            f"Notebook {self.number}, profile {self.profile}: about {minutes:g} min, "
+            f"{self.settings['source']} CIFAR-10, {self.device}, {self.threads} threads, seed {self.seed}."
+        )
 
     # What is measured ------------------------------------------------------------------------------------
 
     def images(self, split: str, n: int | None = None, seed: int | None = None) -> Images:
-        """`n` images of a split (default: the profile's number; all when it names none), announced in one line.
+        """`n` images of a split (default: the profile's number, else all), announced in one line.
 
         The draw is fixed, the same for every notebook; for calibration it follows the session's seed.
         """
@@ -82,7 +85,7 @@ class Session:
     def model(self, name: str = "resnet50") -> torch.nn.Module:
         """The trained model of that name on the session's device, announced in one line."""
         model = checkpoints.load_checkpoint(name).to(self.device)
-        digest = _sha256(name)
+        digest = setup.digest_of(name)
         self._checkpoints[name] = digest
         count = sum(parameter.numel() for parameter in model.parameters())
         print(f"{name}: {count:,} parameters, {4 * count / 1e6:.2f} MB in float32, sha256 {digest[:8]}")
@@ -98,13 +101,15 @@ class Session:
     # What is recorded ------------------------------------------------------------------------------------
 
     def row(self, method: str, measured: Any, metric: str | None = None, **columns: Any) -> dict[str, Any]:
-        """A tidy row from an Evaluation (accuracy), a Comparison (drop), or a bare number with its `metric`."""
+        """A tidy row from an Evaluation (accuracy), a Comparison (drop) or a number with its `metric`."""
         if hasattr(measured, "drop"):
             found = ("drop", measured.drop, measured.low, measured.high, getattr(measured, "n", 0))
         elif hasattr(measured, "accuracy"):
             found = ("accuracy", measured.accuracy, measured.low, measured.high, measured.n)
         elif metric is None:
-            raise StudyError(f"Say which metric {measured!r} is: run.row({method!r}, value, metric='sqnr_db').")
+            raise StudyError(
+                f"Say which metric {measured!r} is: run.row({method!r}, value, metric='sqnr_db')."
+            )
         else:
             found = (metric, float(measured), math.nan, math.nan, 0)
         name, value, low, high, n = found
@@ -113,10 +118,10 @@ class Session:
         return results.row(method, metric or name, value, **given, **columns)
 
     def record(self, experiment: str, rows: results.Rows) -> pd.DataFrame:
-        """Write the rows as <number>_<experiment>.csv, with their provenance; returns them as a data frame."""
+        """Write the rows as <number>_<experiment>.csv with their provenance; the rows as a data frame."""
         name = f"{self.number}_{experiment}"
         if name not in self.notebook.writes:
-            raise StudyError(f"course.toml does not say that notebook {self.number} writes {name!r}; add it there.")
+            raise StudyError(f"course.toml does not list {name!r} among what notebook {self.number} writes.")
         table = results.frame(rows)
         path = results.record(name, table, self.provenance(), self.profile, self.course.root)
         self._tables[name] = table
@@ -124,7 +129,7 @@ class Session:
         return table
 
     def recorded(self, experiment: str, notebook: str | None = None) -> pd.DataFrame:
-        """The committed full result; where there is none yet, one sentence and an empty frame, same columns."""
+        """The committed full result; where there is none yet, a sentence and an empty frame, same columns."""
         name = f"{notebook or self.number}_{experiment}"
         try:
             return results.load(name, "full", self.course.root)
@@ -136,17 +141,35 @@ class Session:
     def provenance(self) -> dict[str, Any]:
         """Where the numbers of this session come from."""
         return results.provenance(
-            self.profile, device=self.device, seconds=time.monotonic() - self._began, seed=self.seed,
-            checkpoints=self._checkpoints, data=self._data, root=self.course.root,
+            self.profile,
+            device=self.device,
+            seconds=time.monotonic() - self._began,
+            seed=self.seed,
+            checkpoints=self._checkpoints,
+            data=self._data,
+            root=self.course.root,
         )
 
     def predictions(self, name: str, evaluation: Evaluation) -> None:
         """Keep the prediction for every image, so that settings can later be compared image by image."""
-        results.save_predictions(f"{self.number}_{name}", np.asarray(evaluation.predictions),
-                                 np.asarray(evaluation.labels), self.profile, self.course.root)
+        results.save_predictions(
+            f"{self.number}_{name}",
+            np.asarray(evaluation.predictions),
+            np.asarray(evaluation.labels),
+            self.profile,
+            self.course.root,
+        )
 
-    def headline(self, name: str, value: float, low: float = math.nan, high: float = math.nan, n: int = 0,
-                 unit: str = "", source: str | None = None) -> None:
+    def headline(
+        self,
+        name: str,
+        value: float,
+        low: float = math.nan,
+        high: float = math.nan,
+        n: int = 0,
+        unit: str = "",
+        source: str | None = None,
+    ) -> None:
         """Put a figure into headline.csv: results/ in a full run, build/ otherwise.
 
         `source` defaults to the experiment recorded last.
@@ -158,23 +181,31 @@ class Session:
         print(f"{name} = {value:.4g}{interval} {unit}".rstrip() + (f", n = {n:,}" if n else ""))
 
     def recorded_predictions(self, name: str, notebook: str | None = None) -> Evaluation:
-        """The evaluation behind predictions kept by a full run, ready for `compare`; StudyError when not there."""
+        """The evaluation behind predictions that a full run kept, for `compare`; StudyError without one."""
         kept = results.load_predictions(f"{notebook or self.number}_{name}", "full", self.course.root)
         return Evaluation.of(*kept)
 
     # What is judged --------------------------------------------------------------------------------------
 
     def score(self, name: str, predicted: float, measured: float, within: float, unit: str = "") -> bool:
-        """Print and record a prediction beside its measurement; a wrong one stays, and does not stop the run."""
+        """Print and record a prediction beside its measurement; a wrong one stays and stops nothing."""
         right = bool(abs(predicted - measured) <= within)
-        print(f"predicted {predicted:.4g}{_unit(unit)} | measured {measured:.4g}{_unit(unit)} | within: {right}")
-        self._scores[name] = {"name": name, "predicted": float(predicted), "measured": float(measured),
-                              "tolerance": float(within), "within": right, "unit": unit}
+        print(
+            f"predicted {predicted:.4g}{_unit(unit)} | measured {measured:.4g}{_unit(unit)} | within: {right}"
+        )
+        self._scores[name] = {
+            "name": name,
+            "predicted": float(predicted),
+            "measured": float(measured),
+            "tolerance": float(within),
+            "within": right,
+            "unit": unit,
+        }
         self._write("scores", self._scores)
         return right
 
     def check(self, sentence: str, truth: object) -> None:
-        """Print "checked: ..." when it is true; AssertionError otherwise, which stops the run and fails CI."""
+        """Print "checked: ..." when it is true; AssertionError otherwise, which stops the run."""
         if not bool(truth):
             raise AssertionError(f"not so: {sentence}")
         print(f"checked: {sentence}")
@@ -183,10 +214,17 @@ class Session:
         """Record what became of one of the field's claims; `verdict` is one of VERDICTS."""
         claim = self.course.claim(identity)
         if claim.notebook != self.number:
-            raise StudyError(f"Claim {identity!r} is settled in notebook {claim.notebook}, not in {self.number}.")
+            raise StudyError(
+                f"Claim {identity!r} is settled in notebook {claim.notebook}, not in {self.number}."
+            )
         if verdict not in VERDICTS:
             raise StudyError(f"There is no verdict {verdict!r}; choose one of {', '.join(VERDICTS)}.")
-        self._claims[identity] = {"id": identity, "text": claim.text, "verdict": verdict, "evidence": evidence}
+        self._claims[identity] = {
+            "id": identity,
+            "text": claim.text,
+            "verdict": verdict,
+            "evidence": evidence,
+        }
         self._write("claims", self._claims)
         print(f'"{claim.text}" {verdict}: {evidence}')
 
@@ -201,32 +239,6 @@ class Session:
     def _write(self, kind: str, entries: Mapping[str, Mapping[str, Any]]) -> None:
         path = results.folder(self.profile, self.course.root) / f"{kind}_{self.number}.csv"
         results.write_table(path, pd.DataFrame(list(entries.values())))
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python's, numpy's and torch's global generators."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def require_device(name: str) -> str:
-    """The device's name, if it is there; StudyError otherwise."""
-    try:
-        kind = torch.device(name).type
-    except RuntimeError:
-        raise StudyError(f"There is no device {name!r}; use cpu or cuda.") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise StudyError("There is no CUDA device on this machine; use DEVICE = 'cpu'.")
-    return name
-
-
-def _sha256(name: str) -> str:
-    """The digest of a checkpoint; "resnet50" is short for "resnet50_cifar10", as in load_checkpoint."""
-    try:
-        return str(checkpoints.checkpoint_info(name)["sha256"])
-    except CheckpointError:
-        return str(checkpoints.checkpoint_info(f"{name}_cifar10")["sha256"])
 
 
 def _unit(unit: str) -> str:

@@ -44,8 +44,9 @@ notebook = "02"
 
 def make_notebook(path: Path, *cells: str, parameters: str = "PROFILE = None\nSEED = 0\nBITS = 8") -> Path:
     """Write a notebook whose first code cell holds the parameters and whose others hold `cells`."""
-    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3",
-                                                                 "language": "python"}})
+    notebook = nbformat.v4.new_notebook(
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    )
     first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
     notebook.cells = [first, *(nbformat.v4.new_code_cell(source) for source in cells)]
     path.parent.mkdir(parents=True, exist_ok=True)

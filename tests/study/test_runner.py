@@ -31,10 +31,16 @@ def gone(pid):
 
 
 def test_failure_is_shown_and_the_others_still_run(small_course, notebook, capsys):
-    notebook(small_course / "notebooks/01_alpha.ipynb", "kept = 1", "answer = 41\nassert answer == 42, 'not 42'")
+    notebook(
+        small_course / "notebooks/01_alpha.ipynb", "kept = 1", "answer = 41\nassert answer == 42, 'not 42'"
+    )
     assert runner.main([]) == 1
     said = capsys.readouterr().out
-    assert "[1/2] 01 Alpha: FAILED" in said and "| assert answer == 42" in said and "AssertionError: not 42" in said
+    assert (
+        "[1/2] 01 Alpha: FAILED" in said
+        and "| assert answer == 42" in said
+        and "AssertionError: not 42" in said
+    )
     assert "[2/2] 02 Beta: ok" in said and "FAILED: 01" in said
     assert outputs(small_course / "build/study/quick/02_beta.ipynb") == "quick 8 0\n"
     page = (small_course / "build/study/quick/index.html").read_text()
@@ -54,22 +60,33 @@ def test_failure_is_shown_and_the_others_still_run(small_course, notebook, capsy
 
 
 def test_time_out_stops_the_notebook_and_its_kernel(small_course, notebook, capsys):
-    text = (small_course / "course.toml").read_text().replace("minutes_limit = 1", "minutes_limit = 0.1", 1)
+    text = (small_course / "course.toml").read_text().replace("minutes_limit = 1", "minutes_limit = 0.3", 1)
     (small_course / "course.toml").write_text(text)
-    notebook(small_course / "notebooks/01_alpha.ipynb", "import os, time\nopen('pid', 'w').write(str(os.getpid()))\n"
-             "time.sleep(600)")
+    notebook(
+        small_course / "notebooks/01_alpha.ipynb",
+        "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(600)",
+    )
     began = time.monotonic()
     assert runner.main(["--only", "01"]) == 1
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60
     said = capsys.readouterr().out
-    assert "stopped at its limit of 6 s" in said and "| time.sleep(600)" in said
+    assert "stopped at its limit of 18 s" in said and "| time.sleep(600)" in said
     assert gone(int((small_course / "notebooks/pid").read_text()))
 
 
 def test_interrupt_keeps_what_is_finished(small_course, notebook):
-    notebook(small_course / "notebooks/02_beta.ipynb", "open('started', 'w').write('x')\nimport time\ntime.sleep(600)")
-    process = subprocess.Popen([sys.executable, "-m", "quantlib.study.runner"], cwd=small_course, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=dict(os.environ, PYTHONPATH=ROOT))
+    notebook(
+        small_course / "notebooks/02_beta.ipynb",
+        "open('started', 'w').write('x')\nimport time\ntime.sleep(600)",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "quantlib.study.runner"],
+        cwd=small_course,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=dict(os.environ, PYTHONPATH=ROOT),
+    )
     deadline = time.monotonic() + 60
     while not (small_course / "notebooks/started").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -83,16 +100,19 @@ def test_interrupt_keeps_what_is_finished(small_course, notebook):
     assert state["status"] == "ok"
 
 
-@pytest.mark.parametrize("arguments, sentence", [
-    (["--profile", "huge"], "There is no profile 'huge'; choose one of quick, full."),
-    (["--only", "07"], "There is no notebook '07'; the course has 01, 02."),
-    (["--from", "x"], "There is no notebook 'x'; the course has 01, 02."),
-    (["-p", "BIT=4"], "No chosen notebook has a parameter 'BIT'; they have BITS, PROFILE, SEED."),
-    (["-p", "PROFILE='full'"], "PROFILE is set by --profile, not by -p."),
-    (["-p", "BITS"], "'BITS' is not NAME=VALUE, such as BITS=4."),
-    (["--device", "abacus"], "There is no device 'abacus'; use cpu or cuda."),
-    (["--only", "01", "--from", "02"], "No notebook is left by --only and --from together."),
-])
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--profile", "huge"], "There is no profile 'huge'; choose one of quick, full."),
+        (["--only", "07"], "There is no notebook '07'; the course has 01, 02."),
+        (["--from", "x"], "There is no notebook 'x'; the course has 01, 02."),
+        (["-p", "BIT=4"], "No chosen notebook has a parameter 'BIT'; they have BITS, PROFILE, SEED."),
+        (["-p", "PROFILE='full'"], "PROFILE is set by --profile, not by -p."),
+        (["-p", "BITS"], "'BITS' is not NAME=VALUE, such as BITS=4."),
+        (["--device", "abacus"], "There is no device 'abacus'; use cpu or cuda."),
+        (["--only", "01", "--from", "02"], "No notebook is left by --only and --from together."),
+    ],
+)
 def test_bad_arguments_get_one_sentence_before_anything_runs(small_course, capsys, arguments, sentence):
     assert runner.main(arguments) == 2
     assert capsys.readouterr().err.strip() == sentence
@@ -115,7 +135,12 @@ def test_plan_and_parameters(small_course, capsys):
     loaded = course()
     assert [job.notebook.number for job in plan(loaded, "quick", since="2")] == ["02"]
     assert parse_parameters(["A=4", "B=0.5", "C=mse", "D=[1, 2]", "E=None"]) == {
-        "A": 4, "B": 0.5, "C": "mse", "D": [1, 2], "E": None}
+        "A": 4,
+        "B": 0.5,
+        "C": "mse",
+        "D": [1, 2],
+        "E": None,
+    }
     job = plan(loaded, "full", ["01"], parameters={"BITS": 4})[0]
     assert job.all_parameters() == {"PROFILE": "full", "BITS": 4}
     assert job.environment()["QUANTLIB_RESULTS"] == "build/results/full-changed"

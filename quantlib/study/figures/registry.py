@@ -30,7 +30,7 @@ FIGURES: dict[str, CourseFigure] = {}
 
 
 def figure(name: str, *reads: str) -> Callable[[Drawing], Drawing]:
-    """Register a drawing function; it gets one data frame for each experiment in `reads` and returns a Figure."""
+    """Register a drawing function: one data frame for each experiment in `reads` goes in, a Figure out."""
 
     def register(drawing: Drawing) -> Drawing:
         FIGURES[name] = CourseFigure(name, reads, drawing)
@@ -54,7 +54,8 @@ def get(name: str) -> CourseFigure:
     if name in figures:
         return figures[name]
     close = get_close_matches(name, figures, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"the figures are {', '.join(sorted(figures)) or 'none yet'}."
+    known = ", ".join(sorted(figures)) or "none yet"
+    hint = f"did you mean {close[0]!r}?" if close else f"the figures are {known}."
     raise StudyError(f"There is no figure {name!r}; {hint}")
 
 

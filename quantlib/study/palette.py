@@ -1,0 +1,62 @@
+"""One colour, marker and name for each method, the same in every figure of the course."""
+
+from dataclasses import dataclass
+
+from quantlib.errors import StudyError
+
+
+@dataclass(frozen=True)
+class Look:
+    """A method's colour, marker and name in every figure of the course."""
+
+    colour: str
+    marker: str
+    label: str
+
+
+# Okabe and Ito's colours, which people with any colour vision tell apart; their yellow is too light on white
+# and is replaced by wine. Methods of one colour never meet in one figure; markers tell them apart besides.
+GREY, BLACK, BLUE, SKY, GREEN = "#7f7f7f", "#000000", "#0072B2", "#56B4E9", "#009E73"
+ORANGE, VERMILLION, PURPLE, WINE = "#E69F00", "#D55E00", "#CC79A7", "#882255"
+METHODS: dict[str, Look] = {
+    "fp32": Look(GREY, "o", "FP32"),
+    "optimum": Look(BLACK, "*", "optimum"),
+    "minmax": Look(VERMILLION, "s", "min-max"),
+    "moving_average": Look(ORANGE, "D", "moving average"),
+    "percentile": Look(PURPLE, "^", "percentile"),
+    "histogram": Look(SKY, "v", "histogram"),
+    "mse": Look(BLUE, "o", "mean squared error"),
+    "entropy": Look(GREEN, "P", "entropy"),
+    "aciq": Look(WINE, "X", "ACIQ"),
+    "per_tensor": Look(VERMILLION, "s", "per tensor"),
+    "per_channel": Look(BLUE, "o", "per channel"),
+    "weights": Look(BLUE, "o", "weights"),
+    "activations": Look(ORANGE, "D", "activations"),
+    "symmetric": Look(VERMILLION, "s", "symmetric"),
+    "affine": Look(BLUE, "o", "affine"),
+    "narrow_range": Look(BLUE, "o", "-127 to 127"),
+    "full_range": Look(VERMILLION, "s", "-128 to 127"),
+    "after_relu": Look(BLUE, "o", "after ReLU"),
+    "before_relu": Look(VERMILLION, "s", "before ReLU"),
+    "before_and_after_relu": Look(WINE, "X", "before and after ReLU"),
+    "simulated": Look(SKY, "v", "simulated"),
+    "mixed": Look(BLUE, "o", "mixed"),
+    "integer": Look(GREEN, "P", "integer"),
+    "torch_ao": Look(ORANGE, "D", "torch.ao"),
+    "fp32_compiled": Look(BLACK, "d", "FP32 compiled"),
+    "onnxruntime": Look(PURPLE, "^", "ONNX Runtime"),
+}
+
+
+def look(method: str) -> Look:
+    """The look of a method; StudyError says where to add one that is not there."""
+    if method not in METHODS:
+        raise StudyError(
+            f"No colour is set for the method {method!r}; add it to METHODS in quantlib/study/plots.py."
+        )
+    return METHODS[method]
+
+
+def colour(method: str) -> str:
+    """The one colour of a method."""
+    return look(method).colour

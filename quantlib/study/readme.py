@@ -1,0 +1,119 @@
+"""`python -m quantlib.study.readme`: fill the generated blocks of README.md from course.toml and results/.
+
+A block is everything between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is one of BLOCKS.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from quantlib.errors import QuantlibError, StudyError
+from quantlib.study.manifest import Course, course
+from quantlib.study.results import write_atomic
+
+BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def headline_table(loaded: Course) -> str:
+    """The headline figures with interval and n, in the order of results/headline.csv."""
+    path = loaded.root / "results" / "headline.csv"
+    if not path.is_file():
+        raise StudyError("results/headline.csv is not there yet; `make study PROFILE=full` makes it.")
+    lines = ["| figure | value | 95 % interval | n | from |", "|---|---:|---:|---:|---|"]
+    for entry in pd.read_csv(path).to_dict("records"):
+        interval = "" if pd.isna(entry["low"]) else f"{entry['low']:.4g} to {entry['high']:.4g}"
+        unit = "" if pd.isna(entry["unit"]) else f" {entry['unit']}"
+        count = f"{int(entry['n']):,}" if entry["n"] else ""
+        source = entry["source"]
+        csv = loaded.root / "results" / f"{source}.csv"
+        link = f"[`{source}`](results/{source}.csv)" if csv.is_file() else str(source)
+        lines.append(f"| `{entry['name']}` | {entry['value']:.4g}{unit} | {interval} | {count} | {link} |")
+    return "\n".join(lines)
+
+
+def notebook_table(loaded: Course) -> str:
+    """The index of the notebooks: number, title with link, question, minutes."""
+    names = list(loaded.profiles)
+    lines = [
+        "| | notebook | question | " + " | ".join(f"min, {name}" for name in names) + " |",
+        "|---|---|---|" + "---:|" * len(names),
+    ]
+    for entry in loaded.notebooks:
+        minutes = " | ".join(f"{entry.minutes[name]:g}" for name in names)
+        lines.append(
+            f"| {entry.number} | [{entry.title}](notebooks/{entry.file}) | {entry.question} | {minutes} |"
+        )
+    for planned in loaded.planned:
+        lines.append(f"| {planned.number} | {planned.title} | {planned.question} |" + " |" * len(names))
+    return "\n".join(lines)
+
+
+def claims_table(loaded: Course) -> str:
+    """The ledger: every claim with verdict and evidence from results/; "open" before its notebook ran."""
+    lines = ["| the field says | verdict | measured | notebook |", "|---|---|---|---|"]
+    for claim in loaded.claims:
+        path = loaded.root / "results" / f"claims_{claim.notebook}.csv"
+        found = pd.read_csv(path) if path.is_file() else pd.DataFrame({"id": []})
+        settled = found[found["id"] == claim.id]
+        verdict, evidence = ("open", "") if settled.empty else settled.iloc[-1][["verdict", "evidence"]]
+        lines.append(f"| {claim.text} | {verdict} | {evidence} | {claim.notebook} |")
+    return "\n".join(lines)
+
+
+BLOCKS: dict[str, Callable[[Course], str]] = {
+    "headline": headline_table,
+    "notebooks": notebook_table,
+    "claims": claims_table,
+}
+
+
+def fill(text: str, loaded: Course) -> str:
+    """The text with every generated block made anew; StudyError for a block that nothing makes."""
+
+    def block(match: re.Match[str]) -> str:
+        if match[2] not in BLOCKS:
+            raise StudyError(
+                f"README.md asks for {match[2]!r}; the generated blocks are {', '.join(BLOCKS)}."
+            )
+        return f"{match[1]}{BLOCKS[match[2]](loaded)}\n{match[4]}"
+
+    return BLOCK.sub(block, text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rewrite README.md, or with --check say whether it agrees; 0 when it does."""
+    made = argparse.ArgumentParser(
+        prog="python -m quantlib.study.readme", description="Fill README.md's tables."
+    )
+    made.add_argument(
+        "--check", action="store_true", help="change nothing; exit 1 when README.md is out of date"
+    )
+    options = made.parse_args(arguments)
+    try:
+        loaded = course()
+        path: Path = loaded.root / "README.md"
+        if not path.is_file():
+            raise StudyError("There is no README.md beside course.toml.")
+        before = path.read_text(encoding="utf-8")
+        after = fill(before, loaded)
+    except QuantlibError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if options.check:
+        print(
+            "README.md agrees."
+            if before == after
+            else "README.md is out of date: python -m quantlib.study.readme"
+        )
+        return int(before != after)
+    write_atomic(path, after.encode())
+    print("README.md: " + ("nothing to change." if before == after else "tables rewritten."))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

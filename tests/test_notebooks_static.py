@@ -1,0 +1,95 @@
+"""Notebooks, course.toml, figures and README agree, checked without running anything."""
+
+import re
+
+import nbformat
+import pytest
+
+from quantlib.study import anatomy, notebooks, readme, results
+from quantlib.study.figures import FIGURES, load_all
+from quantlib.study.manifest import course
+
+COURSE = course(results.find_root(results.Path(__file__).parent))
+FILES = sorted((COURSE.root / "notebooks").rglob("*.ipynb"))
+FILES = [path for path in FILES if ".ipynb_checkpoints" not in path.parts]
+
+
+NONE = [pytest.param(None, marks=pytest.mark.skip("no notebooks yet"))]
+
+
+def name(path):
+    return str(path.relative_to(COURSE.root / "notebooks")) if path else "none"
+
+
+@pytest.mark.parametrize("path", FILES or NONE, ids=name)
+def test_anatomy(path):
+    entry = COURSE.notebook(path.name)
+    content = nbformat.read(path, as_version=4)
+    nbformat.validate(content)
+    found = anatomy.problems(COURSE, entry, content, solutions=path.parent.name == "solutions")
+    assert not found, "\n".join(found)
+    assert path.stat().st_size <= notebooks.MAX_BYTES
+
+
+@pytest.mark.parametrize("path", FILES or NONE, ids=name)
+def test_stored_clean(path):
+    stored = nbformat.read(path, as_version=4)
+    again = notebooks.canonicalise(nbformat.read(path, as_version=4), COURSE.root)
+    assert again == stored, f"python -m quantlib.study.notebooks clean {path.name[:2]}"
+
+
+@pytest.mark.skipif(not FILES, reason="no notebooks yet")
+def test_every_listed_notebook_is_there_and_none_else():
+    listed = {entry.file for entry in COURSE.notebooks}
+    assert {path.name for path in FILES if path.parent.name == "notebooks"} == listed
+
+
+def test_claims_of_written_notebooks_are_settled_in_them():
+    for entry in COURSE.notebooks:
+        path = COURSE.path(entry)
+        if not path.is_file():
+            continue
+        source = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+        settled = set(re.findall(r"run\.claim\(\s*[\"']([\w-]+)[\"']", source))
+        assert settled == {claim.id for claim in COURSE.claims if claim.notebook == entry.number}, entry.file
+
+
+def test_figures_read_recorded_experiments_and_are_drawn():
+    load_all()
+    written = {experiment for entry in COURSE.notebooks for experiment in entry.writes} | {"headline"}
+    for figure in FIGURES.values():
+        assert set(figure.reads) <= written, figure.name
+        recorded = all((COURSE.root / "results" / f"{read}.csv").is_file() for read in figure.reads)
+        drawn = (COURSE.root / "figures" / f"{figure.name}.png").is_file()
+        assert drawn == recorded, f"{figure.name}: python -m quantlib.study.figures"
+    for picture in (COURSE.root / "figures").glob("*.png"):
+        assert picture.stem in FIGURES, f"no function draws figures/{picture.name}"
+
+
+def test_every_result_has_its_provenance_and_its_notebook():
+    written = {experiment for entry in COURSE.notebooks for experiment in entry.writes}
+    for path in (COURSE.root / "results").glob("[0-9][0-9]_*.csv"):
+        assert path.stem in written, f"course.toml names no notebook that writes {path.name}"
+        assert path.with_suffix(".json").is_file(), f"{path.name} has no provenance"
+        assert '"profile": "full"' in path.with_suffix(".json").read_text(), path.name
+
+
+def test_headline_is_well_formed():
+    path = COURSE.root / "results" / "headline.csv"
+    if not path.is_file():
+        pytest.skip("results/headline.csv is not recorded yet")
+    table = results.pd.read_csv(path)
+    assert tuple(table.columns) == results.HEADLINE_COLUMNS
+    assert table["name"].is_unique and table["value"].notna().all()
+    known = table[table["low"].notna()]
+    assert ((known["low"] <= known["value"]) & (known["value"] <= known["high"])).all()
+
+
+def test_readme_agrees():
+    path = COURSE.root / "README.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if not readme.BLOCK.search(text):
+        pytest.skip("README.md has no generated blocks yet")
+    if "generated: headline" in text and not (COURSE.root / "results" / "headline.csv").is_file():
+        pytest.skip("results/headline.csv is not recorded yet")
+    assert readme.fill(text, COURSE) == text, "python -m quantlib.study.readme"
