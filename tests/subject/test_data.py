@@ -202,7 +202,8 @@ def test_places_searched(tiny, monkeypatch, where):
     base = {"QUANTLIB_DATA": tiny / "a", "itself": tiny / "a", "data": tiny / "data", "root": tiny / "b"}.get(
         where, tiny / "cache" / "quantlib"
     )
-    folder = cifar_stub.write(base / ("" if where == "itself" else "cifar-10-batches-bin"), cifar_stub.files("bin"))
+    inner = base if where == "itself" else base / "cifar-10-batches-bin"
+    folder = cifar_stub.write(inner, cifar_stub.files("bin"))
     if where in ("QUANTLIB_DATA", "itself"):
         monkeypatch.setenv("QUANTLIB_DATA", str(tiny / "a"))
     assert layout.locate(tiny / "b" if where == "root" else None) == folder
@@ -294,6 +295,7 @@ def test_batches_cover_everything_once_in_order():
 
 
 def test_images_are_frozen():
-    images = Images(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), "test", "slice")
+    images = load("test").take(1)
+    assert isinstance(images, Images)
     with pytest.raises(AttributeError):
         images.split = "train"
