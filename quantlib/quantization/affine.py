@@ -25,7 +25,7 @@ def quant_range(bits: int, signed: bool, narrow_range: bool = False) -> tuple[in
     integer, which makes the signed grid symmetric around 0 and the unsigned one symmetric around 2**(bits-1).
     Raises ConfigError unless 2 <= bits <= 8. Introduced in notebook 05.
 
-    >>> quant_range(8, signed=True), quant_range(8, signed=True, narrow_range=True), quant_range(4, signed=False)
+    >>> quant_range(8, signed=True), quant_range(8, signed=True, narrow_range=True), quant_range(4, False)
     ((-128, 127), (-127, 127), (0, 15))
     """
     if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
@@ -36,7 +36,7 @@ def quant_range(bits: int, signed: bool, narrow_range: bool = False) -> tuple[in
 
 @dataclass(frozen=True, eq=False)
 class QParams:
-    """The grid of one tensor: scale and zero point, per tensor (shape ()) or per channel (shape (C,) on `axis`).
+    """The grid of one tensor: scale and zero point, of shape () per tensor or (C,) per channel on `axis`.
 
     scale: float32, > 0, in units of the tensor; zero_point: int32, inside quant_min..quant_max.
     Raises ConfigError when the shapes disagree with `axis`. Introduced in notebook 02.
@@ -53,8 +53,8 @@ class QParams:
         object.__setattr__(self, "zero_point", torch.as_tensor(self.zero_point, dtype=torch.int32))
         if self.scale.shape != self.zero_point.shape or self.scale.dim() != (self.axis is not None):
             raise ConfigError(
-                f"scale {tuple(self.scale.shape)} and zero_point {tuple(self.zero_point.shape)} must both have "
-                "shape () when axis is None, and shape (channels,) otherwise."
+                f"scale {tuple(self.scale.shape)} and zero_point {tuple(self.zero_point.shape)} must both "
+                "have shape () when axis is None, and shape (channels,) otherwise."
             )
 
     @property
@@ -138,8 +138,8 @@ def _checked_range(minimum: Tensor | float, maximum: Tensor | float) -> tuple[Te
 def quantize(x: Tensor, qparams: QParams) -> Tensor:
     """Integers of `x`: q = clamp(rint(x * (1 / scale)) + zero_point, quant_min, quant_max).
 
-    x: float, any shape; returns uint8 or int8 (`qparams.dtype`), same shape. NaN has no integer: check before.
-    Raises ConfigError when `x` is not floating point. Introduced in notebook 02.
+    x: float, any shape; returns uint8 or int8 (`qparams.dtype`), same shape. NaN has no integer:
+    check before. Raises ConfigError when `x` is not floating point. Introduced in notebook 02.
 
     >>> quantize(torch.tensor([-9.0, 0.0, 0.4, 3.0]), qparams_from_range(-1.0, 3.0, bits=2)).tolist()
     [0, 1, 1, 3]

@@ -26,8 +26,8 @@ def optimal_clip(distribution: str, bits: int, one_sided: bool = False) -> float
     One-sided, for data after a ReLU: half the curve, 2**bits steps over 0..a. The step is half as long, so
     the condition is that of one more bit. Solved by bisection.
     Raises ConfigError on an unknown distribution. Source: Banner et al., "Post training 4-bit quantization
-    of convolutional networks for rapid-deployment" (2019), which prints 3.86 where 3.90 solves its own equation
-    at 3 bits. Introduced in notebook 03.
+    of convolutional networks for rapid-deployment" (2019), which prints 3.86 at 3 bits where 3.90 solves
+    its own equation. Introduced in notebook 03.
 
     >>> [round(optimal_clip("laplace", bits), 2) for bits in (2, 3, 4, 8)]
     [2.83, 3.9, 5.03, 9.9]
@@ -72,10 +72,12 @@ class AciqObserver(Observer):
         self.sum = self.absolute = self.deviation = self.square = 0.0
 
     def reset(self) -> None:
+        """Forget everything observed."""
         super().reset()
         self._forget()
 
     def observe(self, x: Tensor, low: Tensor, high: Tensor) -> None:
+        """Add the moments of one batch."""
         self.widen(low, high)
         total = float(x.sum(dtype=torch.float64))
         self.count += x.numel()
@@ -89,6 +91,7 @@ class AciqObserver(Observer):
             self.square += float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
 
     def choose(self) -> tuple[Tensor, Tensor]:
+        """Centre and width of the curve, times the optimal clip, cut to the observed extremes."""
         minimum, maximum = self.observed()
         half = float(minimum) >= 0
         centre = 0.0 if half or self.symmetric else self.sum / self.count
@@ -100,7 +103,7 @@ class AciqObserver(Observer):
         return minimum.new_tensor(min(low, 0.0)), maximum.new_tensor(max(high, 0.0))
 
     def _width(self, half: bool, centre: float) -> float:
-        """b or sigma of the curve."""
+        """Width of the curve: b or sigma."""
         count = max(self.nonzero, 1) if half else self.count
         if self.distribution == "laplace":
             return (self.absolute if half or self.symmetric else self.deviation) / count

@@ -62,15 +62,13 @@ class Observer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Observe `x` and hand it on unchanged."""
         if x.numel() == 0:
-            raise ConfigError(
-                f"A tensor of shape {tuple(x.shape)} is empty and has no range; pass some values."
-            )
+            raise ConfigError(f"A tensor of shape {tuple(x.shape)} is empty; pass some values.")
         if not x.is_floating_point():
             raise ConfigError(f"Observers need floating-point tensors, not {x.dtype}.")
         data = x.detach().float()
         data = flat(data) if self.axis is None else by_channel(data, self.axis)
         low, high = torch.aminmax(data, dim=None if self.axis is None else 1)
-        # NaN and infinity survive both aminmax and the difference, so this one check needs no pass of its own.
+        # NaN and infinity survive both aminmax and the difference: this check needs no pass of its own.
         if not bool(torch.isfinite(high - low).all()):
             raise NonFiniteError(
                 "The observed tensor holds NaN or infinity (or spans more than float32 can hold); "
@@ -136,6 +134,7 @@ class Observer(nn.Module):
         self.minimum, self.maximum, self._chosen = None, None, None
 
     def extra_repr(self) -> str:
+        """Bits, integers, symmetry and axis."""
         kind = "symmetric" if self.symmetric else "affine"
         where = "per tensor" if self.axis is None else f"per channel on axis {self.axis}"
         return f"bits={self.bits}, {self.quant_min}..{self.quant_max}, {kind}, {where}"

@@ -65,21 +65,22 @@ class EntropyObserver(Observer):
     def __init__(self, *args: Any, bins: int = 2048, levels: int = 128, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not 2 <= levels <= bins:
-            raise ConfigError(
-                f"levels must be at least 2 and at most bins; not levels={levels}, bins={bins}."
-            )
+            raise ConfigError(f"levels must be from 2 to bins; not levels={levels}, bins={bins}.")
         self.bins, self.levels = bins, levels
         self.histogram: Counts | None = None
 
     def observe(self, x: Tensor, low: Tensor, high: Tensor) -> None:
+        """Add one batch to the histogram."""
         self.widen(low, high)
         self.histogram = count_values(self.histogram, x.cpu().numpy(), self.bins)
 
     def reset(self) -> None:
+        """Forget everything observed."""
         super().reset()
         self.histogram = None
 
     def choose(self) -> tuple[Tensor, Tensor]:
+        """The best clip, cut to the observed extremes, zero included."""
         minimum, maximum = self.observed()
         low, high = self.thresholds()
         low, high = max(low, minimum.item()), min(high, maximum.item())

@@ -55,7 +55,7 @@ class ExactHistogram:
             self.counts += counted
 
     def _exact_zeros(self, x: Tensor, counted: Tensor) -> float:
-        """How many zeros `x` holds; where they are many inside a two-sided `counted`, moves them out of it."""
+        """How many zeros `x` holds; moves them out of a two-sided `counted` where they stand out."""
         if self.first == 0:
             return x.numel() - float(counted.sum())
         here = -self.first
@@ -133,6 +133,7 @@ class MeanSquaredErrorObserver(Observer):
         self.kept: list[Tensor] = []
 
     def observe(self, x: Tensor, low: Tensor, high: Tensor) -> None:
+        """Add one batch to the histogram; with `axis`, keep it."""
         self.widen(low, high)
         if self.axis is not None:
             self.kept.append(x.clone())
@@ -142,10 +143,12 @@ class MeanSquaredErrorObserver(Observer):
         self.histogram.add(x, minimum.item(), maximum.item())
 
     def reset(self) -> None:
+        """Forget everything observed."""
         super().reset()
         self.histogram, self.kept = None, []
 
     def choose(self) -> tuple[Tensor, Tensor]:
+        """The range of least error."""
         minimum, maximum = self.observed()
         low, high = minimum.clamp(max=0), maximum.clamp(min=0)
         if self.axis is not None:

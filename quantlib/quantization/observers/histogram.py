@@ -18,7 +18,7 @@ STEP = 1e-5
 
 
 def rebin(histogram: Tensor, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> Tensor:
-    """The histogram over `old`, poured into as many bins over the wider range `new`, slice midpoint by midpoint."""
+    """The histogram over `old`, poured into as many bins over the wider `new`, slice by slice."""
     bins = histogram.numel()
     if old[0] == old[1]:  # all mass in one point
         return torch.histc(old[0], bins, min=new[0].item(), max=new[1].item()) * histogram.sum()
@@ -48,6 +48,7 @@ class HistogramObserver(Observer):
         self.register_buffer("histogram", None, persistent=False)
 
     def observe(self, x: Tensor, low: Tensor, high: Tensor) -> None:
+        """Add one batch; re-bin what there is when the extremes grew."""
         old = (self.minimum, self.maximum)
         self.widen(low, high)
         new = self.observed()
@@ -60,10 +61,12 @@ class HistogramObserver(Observer):
             self.histogram = (update + rebin(self.histogram, (old[0], old[1]), new)).float()
 
     def reset(self) -> None:
+        """Forget everything observed."""
         super().reset()
         self.histogram = None
 
     def choose(self) -> tuple[Tensor, Tensor]:
+        """The ends at which the greedy walk stops."""
         start, end = self._walk()
         minimum, maximum = self.observed()
         width = (maximum - minimum) / self.bins
@@ -114,5 +117,5 @@ class HistogramObserver(Observer):
 
 
 def _second_moment(begin: Tensor, end: Tensor, density: Tensor) -> Tensor:
-    """density * integral of x^2 from begin to end."""
+    """Integral of density * x^2 from begin to end."""
     return density * ((end * end * end - begin * begin * begin) / 3)

@@ -23,7 +23,7 @@ class Counts:
 
 
 def histogram(x: Array, bins: int, low: Any, high: Any) -> tuple[Array, Array]:
-    """numpy's histogram; where float32 has no `bins` steps between low and high, over a wider range."""
+    """Histogram by numpy; where float32 has no `bins` steps between low and high, over a wider range."""
     try:
         return np.histogram(x, bins, range=(low, high))
     except ValueError:  # denormals, or values that differ in the last bits only
@@ -33,7 +33,7 @@ def histogram(x: Array, bins: int, low: Any, high: Any) -> tuple[Array, Array]:
 
 
 def count_values(old: Counts | None, x: Array, bins: int) -> Counts:
-    """Histogram over -t..t, where t is the largest magnitude of the first batch and `bins` the number of bins.
+    """Histogram over -t..t, where t is the largest magnitude of the first batch, in `bins` bins.
 
     A batch that reaches further adds as many bins of the same width on both sides as it needs.
     """

@@ -36,6 +36,7 @@ class MovingAverageObserver(Observer):
         self.momentum = momentum
 
     def observe(self, x: Tensor, low: Tensor, high: Tensor) -> None:
+        """Move the extremes towards those of one batch."""
         if self.minimum is None or self.maximum is None:
             self.minimum, self.maximum = low, high
         else:

@@ -38,6 +38,7 @@ class PercentileObserver(Observer):
         self.kept: list[Tensor] = []
 
     def observe(self, x: Tensor, low: Tensor, high: Tensor) -> None:
+        """Add one batch to the histogram; with `axis`, keep it."""
         self.widen(low, high)
         if self.axis is not None:
             self.kept.append(x.clone())
@@ -46,10 +47,12 @@ class PercentileObserver(Observer):
         self.histogram = count(self.histogram, x.cpu().numpy(), self.bins)
 
     def reset(self) -> None:
+        """Forget everything observed."""
         super().reset()
         self.histogram, self.kept = None, []
 
     def choose(self) -> tuple[Tensor, Tensor]:
+        """The percentiles, cut to the observed extremes, zero included."""
         minimum, maximum = self.observed()
         if self.axis is not None:
             return self._choose_per_channel()

@@ -27,12 +27,14 @@ class RecordingObserver(MinMaxObserver):
         self.recorded: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
+        """Observe `x`, keep a copy, hand it on unchanged."""
         super().forward(x)
         if self.limit is None or len(self.recorded) < self.limit:
             self.recorded.append(x.detach().clone())
         return x
 
     def reset(self) -> None:
+        """Forget everything observed and recorded."""
         super().reset()
         self.recorded = []
 
@@ -46,13 +48,16 @@ class PlaceholderObserver(Observer):
     per_channel_ready = True
 
     def forward(self, x: Tensor) -> Tensor:
+        """Hand `x` on unseen."""
         return x
 
     def range(self) -> tuple[Tensor, Tensor]:
+        """Raise NotCalibratedError: there is none."""
         raise NotCalibratedError(
-            "A placeholder observes nothing and has no range; give this layer another observer, such as minmax."
+            "A placeholder observes nothing and has no range; give this layer an observer such as minmax."
         )
 
     def qparams(self) -> QParams:
+        """Raise NotCalibratedError: there are none."""
         self.range()
         raise AssertionError("range() always raises")
