@@ -1,8 +1,8 @@
 """Run one notebook in a child kernel and write down how it went; the runner starts this once a notebook.
 
 `python execute.py JSON` with the fields of `Order`. It imports nothing of quantlib, hence no torch: this
-process lives as long as the notebook does, and its memory would come on top of the kernel's. The record (a JSON
-file) holds status, seconds, peak memory, the slowest cells and, after a failure, the cell and its error.
+process lives as long as the notebook does, and its memory would come on top of the kernel's. The record, a
+JSON file, holds status, seconds, peak memory, the slowest cells and, after a failure, the cell and its error.
 """
 
 import json

@@ -6,13 +6,11 @@ Without a number all notebooks are meant, solutions included.
 """
 
 import argparse
-import json
 import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
@@ -233,7 +231,7 @@ def _sync(loaded: Course, numbers: Sequence[str]) -> int:
 def _check(loaded: Course, numbers: Sequence[str]) -> int:
     found: list[str] = []
     for path in paths(loaded, numbers):
-        notebook: Any = nbformat.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        notebook = nbformat.read(path, as_version=4)
         solved = path.parent.name == "solutions"
         problems = anatomy.problems(loaded, _listed(loaded, path), notebook, solutions=solved)
         found += [f"{path.relative_to(loaded.root)}: {problem}" for problem in problems]

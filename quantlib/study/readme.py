@@ -22,7 +22,7 @@ def headline_table(loaded: Course) -> str:
     """The headline figures with interval and n, in the order of results/headline.csv."""
     path = loaded.root / "results" / "headline.csv"
     if not path.is_file():
-        raise StudyError("results/headline.csv is not there yet; `make study PROFILE=full` makes it.")
+        return "Nothing is recorded yet; `make study PROFILE=full` makes it."
     lines = ["| figure | value | 95 % interval | n | from |", "|---|---:|---:|---:|---|"]
     for entry in pd.read_csv(path).to_dict("records"):
         interval = "" if pd.isna(entry["low"]) else f"{entry['low']:.4g} to {entry['high']:.4g}"

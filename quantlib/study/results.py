@@ -16,6 +16,7 @@ import pandas as pd
 
 from quantlib.errors import StudyError
 from quantlib.study.manifest import find_root
+from quantlib.subject.benchmark import machine
 
 HEADLINE_COLUMNS = ("name", "value", "low", "high", "n", "unit", "source")
 LIBRARIES = ("quantlib", "torch", "torchvision", "torchao", "onnxruntime", "numpy", "pandas")
@@ -142,8 +143,6 @@ def provenance(
 
 def environment() -> dict[str, dict[str, Any]]:
     """The machine (CPU, instruction set, threads) and the versions of what can change a number."""
-    from quantlib.subject.benchmark import machine
-
     computer = {key: value for key, value in machine().items() if key != "torch"}
     return {"machine": computer, "versions": _versions()}
 
