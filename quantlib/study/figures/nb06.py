@@ -1,0 +1,91 @@
+"""Figures of notebook 06: folding batch norms, and the place of the ReLU."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from quantlib.study import plots
+from quantlib.study.figures.registry import figure
+
+PLACES = ("after_relu", "before_relu", "before_and_after_relu")
+
+
+@figure("06_weights", "06_weights")
+def folding_by_layer(weights: pd.DataFrame) -> Figure:
+    """What folding does to the SQNR of the average channel, layer by layer, per tensor and per channel."""
+    table = weights[weights["metric"] == "sqnr_db"]
+    wide = table.pivot(index="layer", columns=["method", "state"], values="value")
+    wide = wide.loc[list(dict.fromkeys(table["layer"]))]
+    change = {m: wide[m, "folded"] - wide[m, "plain"] for m in ("per_tensor", "per_channel")}
+    made, ax = plots.canvas(
+        f"Folding costs a layer up to {-change['per_tensor'].min():.0f} dB with one scale for all channels, "
+        "nothing with one each",
+        "layer, in the order of the network", "change of the channels' SQNR (dB)",
+    )  # fmt: skip
+    last = np.array([name.endswith("conv3") for name in wide.index])
+    places = np.arange(len(wide))
+    for method, values in change.items():
+        face = plots.look(method)
+        ax.plot(places, values, color=face.colour, linewidth=0.8, alpha=0.5)
+        ax.scatter(places, values, color=face.colour, marker=face.marker, s=16, zorder=3)
+    values = change["per_tensor"].to_numpy()
+    ax.scatter(places[last], values[last], facecolors="none", edgecolors="black", s=48, linewidths=0.8, zorder=4)
+    ax.text(0.02, 0.05, "circled: conv3, the last of a bottleneck", transform=ax.transAxes, fontsize=8.5)
+    ends = {method: (len(wide) - 1, float(values.iloc[-1])) for method, values in change.items()}
+    plots.label_lines(ax, ends)
+    plots.caption(made, f"{len(wide)} convolutions, weights at 8 bits, symmetric, min-max; mean over channels")
+    return made
+
+
+@figure("06_placement", "06_placement")
+def cost_by_layer(placement: pd.DataFrame) -> Figure:
+    """What quantizing before the ReLU, and both before and after it, costs against after alone."""
+    top = placement["bits_activation"].max()
+    table = placement[placement["bits_activation"] == top]
+    wide = table.groupby(["layer", "kind", "method"], sort=False)["value"].mean().unstack("method")
+    cost = wide[list(PLACES[1:])].rsub(wide["after_relu"], axis=0).reset_index("kind")
+    means = cost[list(PLACES[1:])].mean()
+    made, ax = plots.canvas(
+        f"The wrong side of the ReLU costs {means['before_relu']:.1f} dB, "
+        f"rounding on both sides {means['before_and_after_relu']:.1f} dB",
+        "ReLU, in the order of the network", "SQNR lost against after ReLU alone (dB)",
+    )  # fmt: skip
+    places = np.arange(len(cost))
+    added = (cost["kind"] == "add").to_numpy()
+    for method, guess in zip(PLACES[1:], (20 * np.log10(2), 10 * np.log10(5)), strict=True):
+        face = plots.look(method)
+        values = cost[method].to_numpy()
+        ax.axhline(guess, color=face.colour, linestyle="--", linewidth=1)
+        ax.scatter(places[~added], values[~added], color=face.colour, marker=face.marker, s=18, zorder=3)
+        ax.scatter(places[added], values[added], facecolors="white", edgecolors=face.colour,
+                   marker=face.marker, s=24, zorder=3)  # fmt: skip
+    ax.set_ylim(0, max(9.0, float(cost[list(PLACES[1:])].max().max()) + 0.5))
+    plots.label_lines(ax, {m: (len(cost) - 1, float(cost[m].iloc[-1])) for m in PLACES[1:]})
+    ax.text(0.02, 0.04, "filled: after a convolution; hollow: after a residual add; dashed: predicted",
+            transform=ax.transAxes, fontsize=8.5)  # fmt: skip
+    plots.caption(made, f"{len(cost)} ReLUs, {int(top)} bits, min-max ranges from calibration images")
+    return made
+
+
+@figure("06_accuracy", "06_accuracy")
+def drop_by_bits(accuracy: pd.DataFrame) -> Figure:
+    """Points of accuracy lost against FP32, by the bits of the activations and the place of the rounding."""
+    table = accuracy[accuracy["metric"] == "drop"]
+    bits = sorted(table["bits_activation"].unique(), reverse=True)
+    made, axes = plots.canvas("", "points lost against FP32", "", ncols=len(bits), figsize=(7.4, 2.6))
+    for place, (ax, width) in enumerate(zip(np.ravel(axes), bits, strict=True)):
+        part = table[table["bits_activation"] == width].set_index("method").loc[list(PLACES)].reset_index()
+        plots.bars_with_intervals(ax, part)
+        ax.set_title(f"{int(width)} bits")
+        ax.margins(x=0.3)
+        if place:
+            ax.set_yticklabels([])
+    low = table[table["bits_activation"] == min(bits)].set_index("method")["value"]
+    made.suptitle(
+        f"At {int(min(bits))} bits: {low['after_relu']:.1f} points lost after ReLU, {low['before_relu']:.1f} before, "
+        f"{low['before_and_after_relu']:.1f} with both",
+        x=0.01, ha="left", fontsize=10, fontweight="bold",
+    )  # fmt: skip
+    plots.caption(made, f"activations only, weights float32, mse observer; n = {int(table['n'].iloc[0]):,} test images, "
+                        "95 % intervals")  # fmt: skip
+    return made
