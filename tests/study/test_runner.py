@@ -87,17 +87,16 @@ def test_interrupt_keeps_what_is_finished(small_course, notebook):
         stderr=subprocess.STDOUT,
         env=dict(os.environ, PYTHONPATH=ROOT),
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not (small_course / "notebooks/started").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "Finished notebooks are kept" in said and "Traceback" not in said
     assert (small_course / "build/study/quick/index.html").is_file()
-    notebook(small_course / "notebooks/02_beta.ipynb", "print('soon')")
-    assert runner.main(["--only", "01"]) == 0
-    state = json.loads((small_course / "build/study/quick/records/01.json").read_text())
-    assert state["status"] == "ok"
+    state = json.loads((small_course / "build/study/quick/.state.json").read_text())
+    assert "01" in state and "02" not in state
+    assert json.loads((small_course / "build/study/quick/records/01.json").read_text())["status"] == "ok"
 
 
 @pytest.mark.parametrize(

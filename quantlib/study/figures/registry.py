@@ -73,7 +73,8 @@ def draw(name: str, live: Mapping[str, pd.DataFrame] | None = None, root: Path |
     with plots.style():
         drawn = found.drawing(*frames)
     if quick:
-        plots.caption(drawn, "drawn from this quick run: the full one is not recorded yet")
+        own = drawn.get_supxlabel()
+        plots.caption(drawn, f"{own}; quick run" if own else "quick run: the full one is not recorded yet")
     return drawn
 
 
