@@ -1,0 +1,244 @@
+"""From any traceable CNN to one canonical form: batch norm folded, ReLU fused, every operator a named module."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, fx, nn
+
+from quantlib.errors import ConfigError, UnsupportedOperatorError
+from quantlib.quantization.canonical import (
+    KEPT,
+    KIND_OF,
+    modules_for,
+    tensor_inputs,
+    works_in_place,
+)
+from quantlib.quantization.fused import FusedAdd, FusedConv2d, FusedLinear
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+CONVOLUTIONS = (nn.Conv2d, nn.Linear, FusedConv2d, FusedLinear)
+
+
+class _Tracer(fx.Tracer):
+    """Does not look inside our own operators, so that a fused graph can be traced again."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) in KEPT or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """The network's graph, on a deep copy: `model` itself is never changed.
+
+    Raises ConfigError in train mode, where batch norm is not yet a fixed affine map, and
+    UnsupportedOperatorError when the control flow depends on the data. Introduced in notebook 06.
+    """
+    if any(module.training for module in model.modules()):
+        raise ConfigError("The model is in train mode; call model.eval() first.")
+    model = copy.deepcopy(model)
+    tracer = _Tracer()
+    try:
+        graph = tracer.trace(model)
+    except Exception as error:  # torch.fx fails in as many ways as there are models
+        raise UnsupportedOperatorError(
+            f"torch.fx cannot trace {type(model).__name__} ({error}); "
+            "remove what depends on the data from its forward."
+        ) from error
+    traced = fx.GraphModule(tracer.root, graph, type(model).__name__)
+    return traced.eval()
+
+
+def fold_weights(
+    weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm1d | nn.BatchNorm2d
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the layer that does conv, then batch norm:
+
+        r = rsqrt(var + eps);  W' = W * (gamma * r);  b' = (b - mean) * r * gamma + beta
+
+    gamma and r have shape (out,), and scale whole output channels. Bit-equal to
+    torch.nn.utils.fusion.fuse_conv_bn_weights. Introduced in notebook 06.
+    """
+    if norm.running_mean is None or norm.running_var is None:
+        raise UnsupportedOperatorError("A batch norm without running statistics cannot be folded.")
+    mean, var = norm.running_mean, norm.running_var
+    gamma = torch.ones_like(mean) if norm.weight is None else norm.weight
+    beta = torch.zeros_like(mean) if norm.bias is None else norm.bias
+    bias = torch.zeros_like(mean) if bias is None else bias
+    r = torch.rsqrt(var + norm.eps)
+    folded = weight * (gamma * r).reshape(-1, *[1] * (weight.dim() - 1))
+    return folded, (bias - mean) * r * gamma + beta
+
+
+def fold_batch_norm(model: nn.Module) -> fx.GraphModule:
+    """A copy of the model whose batch norms are folded into the layers before them; nothing else changes.
+
+    A batch norm that does not directly follow a convolution or a linear layer of its own stays.
+    Introduced in notebook 06.
+    """
+    traced = trace(model)
+    _fold(traced)
+    return _finished(traced)
+
+
+def fuse(model: nn.Module, relu: bool = True, unsupported: str = "error") -> fx.GraphModule:
+    """The canonical form of the model: what `prepare` works on.
+
+    Every operator is a module: FusedConv2d, FusedLinear, FusedAdd (each with its ReLU inside), a pooling,
+    a ReLU that has no partner, Concat, Flatten. Dropout and Identity are gone. Layers keep their names
+    ("layer1.0.conv1"); what had no name gets one from where it happens ("layer1.0.add").
+    `relu=False` leaves every ReLU on its own (notebook 06). `unsupported="float"` leaves unknown operators
+    as they are; "error" raises UnsupportedOperatorError that lists them all. Introduced in notebook 06.
+    """
+    if unsupported not in ("error", "float"):
+        raise ConfigError(f"unsupported must be 'error' or 'float', not {unsupported!r}.")
+    fused = trace(model)
+    _canonicalize(fused)
+    _fold(fused)
+    problems = _left_over(fused)
+    if problems and unsupported == "error":
+        raise UnsupportedOperatorError(
+            f"quantlib cannot quantize {'; '.join(problems)}: replace them, "
+            "or pass unsupported='float' to leave them in float32."
+        )
+    if relu:
+        _fuse_relu(fused)
+    fused.meta["canonical"] = True
+    return _finished(fused)
+
+
+def is_canonical(model: nn.Module) -> bool:
+    """Whether `fuse` made this graph."""
+    return isinstance(model, fx.GraphModule) and bool(model.meta.get("canonical"))
+
+
+def unsupported(model: nn.Module) -> list[str]:
+    """Every operator that has no integer form, as "node (operator) at layer"; empty when all is well."""
+    if is_canonical(model):
+        return _left_over(model)  # type: ignore[arg-type]
+    traced = trace(model)
+    _canonicalize(traced)
+    _fold(traced)
+    return _left_over(traced)
+
+
+def kind(node: fx.Node) -> str:
+    """Operator kind of a node: conv, linear, add, concat, pool, relu, flatten; "" for anything else."""
+    if node.op != "call_module":
+        return ""
+    return KIND_OF.get(type(module_of(node)), "")
+
+
+def module_of(node: fx.Node) -> nn.Module:
+    """The module that a call_module node calls."""
+    root = node.graph.owning_module
+    assert root is not None
+    return root.get_submodule(str(node.target))
+
+
+def scope(node: fx.Node) -> str:
+    """Path of the module in whose forward the node runs; "" at the top."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(next(reversed(stack.values()))[0]) if stack else ""
+
+
+def _canonicalize(traced: fx.GraphModule) -> None:
+    """Replace every node that has canonical modules by them, one module object per call."""
+    modules = dict(traced.named_modules())
+    taken: set[str] = set()
+    for node in list(traced.graph.nodes):
+        replacement = modules_for(node, modules)
+        inputs = tensor_inputs(node)
+        if node.op != "placeholder" and inputs and works_in_place(node, modules):
+            _hide_old_value(inputs[0], node)
+        if replacement is None:
+            continue
+        last = inputs[0]
+        for position, module in enumerate(replacement):
+            name = _name(node, module, modules, taken)
+            traced.add_submodule(name, module)
+            with traced.graph.inserting_before(node):
+                last = traced.graph.call_module(name, tuple(inputs) if position == 0 else (last,))
+            last.meta = dict(node.meta)
+        node.replace_all_uses_with(last)
+        traced.graph.erase_node(node)
+    traced.graph.eliminate_dead_code()
+
+
+def _hide_old_value(old: fx.Node, overwriting: fx.Node) -> None:
+    """After an in-place operator, whoever reads its input reads its result."""
+    order = {node: position for position, node in enumerate(old.graph.nodes)}
+    for user in list(old.users):
+        if order[user] > order[overwriting]:
+            user.replace_input_with(old, overwriting)
+
+
+def _name(node: fx.Node, module: nn.Module, modules: dict[str, nn.Module], taken: set[str]) -> str:
+    """The layer's own name, or "<where>.<kind>"; numbered when a module is called again."""
+    if node.op == "call_module":
+        base, reserved = str(node.target), taken
+    else:
+        where = scope(node)
+        base = f"{where}.{KIND_OF[type(module)]}" if where else KIND_OF[type(module)]
+        reserved = taken | set(modules)
+    name, count = base, 0
+    while name in reserved or (count and name in modules):
+        count += 1
+        name = f"{base}_{count}"
+    taken.add(name)
+    return name
+
+
+def _fold(traced: fx.GraphModule) -> None:
+    """Fold each batch norm into the layer that it alone reads."""
+    targets = [node.target for node in traced.graph.nodes if node.op == "call_module"]
+    for node in list(traced.graph.nodes):
+        if node.op != "call_module" or type(module_of(node)) not in BATCH_NORMS:
+            continue
+        source, norm = node.args[0], module_of(node)
+        if source.op != "call_module" or len(source.users) > 1 or targets.count(source.target) > 1:
+            continue
+        layer = module_of(source)
+        if type(layer) not in CONVOLUTIONS or norm.running_mean is None:
+            continue
+        with torch.no_grad():
+            weight, bias = fold_weights(layer.weight, layer.bias, norm)  # type: ignore[arg-type]
+        layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
+        node.replace_all_uses_with(source)
+        traced.graph.erase_node(node)
+
+
+def _fuse_relu(fused: fx.GraphModule) -> None:
+    """Put each ReLU inside the convolution, linear layer or addition that it alone reads."""
+    for node in list(fused.graph.nodes):
+        if kind(node) != "relu" or kind(node.args[0]) not in ("conv", "linear", "add"):
+            continue
+        source, operator = node.args[0], module_of(node.args[0])
+        assert isinstance(operator, (FusedConv2d, FusedLinear, FusedAdd))
+        if len(source.users) == 1 and not operator.relu:
+            operator.relu = True
+            operator.ceiling = 6.0 if isinstance(module_of(node), nn.ReLU6) else None
+            node.replace_all_uses_with(source)
+            fused.graph.erase_node(node)
+
+
+def _left_over(traced: fx.GraphModule) -> list[str]:
+    """Describe every node that is not canonical."""
+    found = []
+    for node in traced.graph.nodes:
+        if node.op in ("placeholder", "output", "get_attr") or kind(node):
+            continue
+        if node.op == "call_module":
+            found.append(f"{node.name} ({type(module_of(node)).__name__}) at {node.target}")
+        else:
+            called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
+            found.append(f"{node.name} ({called}) at {scope(node) or 'the top level'}")
+    return found
+
+
+def _finished(traced: fx.GraphModule) -> fx.GraphModule:
+    traced.graph.eliminate_dead_code()
+    traced.delete_all_unused_submodules()
+    traced.graph.lint()
+    traced.recompile()
+    return traced.eval()
