@@ -205,6 +205,8 @@ def test_archive_cannot_write_outside(alone):
     folder = fetch(source="odd.tgz")
     assert holds_cifar(folder)
     assert set(os.listdir(alone)) - before == {"cache"}
+    assert left_over(alone / "cache") == ["quantlib"]
+    assert left_over(alone / "cache" / "quantlib") == [BINARY.folder]
 
 
 @pytest.mark.parametrize("source", [None, "http://127.0.0.1:9/x.tgz"])
