@@ -1,0 +1,43 @@
+"""Distances between tensors, from hand vectors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from quantlib.errors import ConfigError
+from quantlib.quantization.affine import fake_quantize, qparams_from_range
+from quantlib.quantization.metrics import cosine, mse, sqnr_db
+
+
+def test_by_hand() -> None:
+    a, b = torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5])
+    assert mse(a, b) == 0.125
+    assert sqnr_db(a, b) == pytest.approx(20.0)
+    assert cosine(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0])) == pytest.approx(math.sqrt(0.5))
+
+
+def test_limits() -> None:
+    a, zero = torch.tensor([1.0, 2.0]), torch.zeros(2)
+    assert sqnr_db(a, a) == math.inf and sqnr_db(zero, zero) == math.inf and sqnr_db(zero, a) == -math.inf
+    assert cosine(a, a) == pytest.approx(1.0) and cosine(a, -a) == pytest.approx(-1.0)
+    assert cosine(zero, zero) == 1.0 and cosine(a, zero) == 0.0
+    assert cosine(a * 1e38, a * 1e-38) == pytest.approx(1.0)
+
+
+def test_a_bit_is_six_decibel() -> None:
+    x = torch.rand(200_000, generator=torch.Generator().manual_seed(0))
+    noise = [sqnr_db(x, fake_quantize(x, qparams_from_range(0.0, 1.0, bits=b))) for b in (5, 6, 7, 8)]
+    assert [b - a for a, b in zip(noise, noise[1:], strict=False)] == pytest.approx([6.02] * 3, abs=0.3)
+
+
+@pytest.mark.parametrize("metric", [mse, sqnr_db, cosine])
+def test_bad_pairs(metric: Callable[[Tensor, Tensor], float]) -> None:
+    with pytest.raises(ConfigError, match="one shape"):
+        metric(torch.zeros(2), torch.zeros(3))
+    with pytest.raises(ConfigError, match="empty"):
+        metric(torch.zeros(0), torch.zeros(0))
