@@ -1,0 +1,119 @@
+"""Real int8 arithmetic: float32 to uint8 in cache-sized pieces, then oneDNN's u8 x s8 convolution and linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from quantlib.quantization.affine import QParams
+
+PIECE = 1 << 18
+"""Values quantized at a time: 1 MiB of float32, so that the five passes stay in the cache of one core."""
+
+
+def has_onednn() -> bool:
+    """Whether this build of torch has the int8 kernels (x86 does; otherwise a float32 stand-in computes)."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qconv2d_pointwise")
+
+
+def as_uint8(qparams: QParams) -> QParams:
+    """The same grid on unsigned integers: a signed one is shifted up by -quant_min (128 for int8)."""
+    shift = -min(qparams.quant_min, 0)
+    return QParams(
+        qparams.scale, qparams.zero_point + shift, qparams.quant_min + shift, qparams.quant_max + shift
+    )
+
+
+def in_memory_order(x: Tensor) -> Tensor:
+    """`x` as a flat view in the order of its memory, channels-last included."""
+    order = sorted(range(x.dim()), key=x.stride, reverse=True)
+    return x.permute(order).reshape(-1)
+
+
+def quantize_uint8(x: Tensor, inverse: float, zero_point: int, low: int, high: int) -> Tensor:
+    """clamp(rint(x * inverse) + zero_point, low, high) as uint8: `affine.quantize`, bit for bit.
+
+    One pass per operation over all of `x` would read and write main memory five times; over pieces it does so
+    once. The step through int16 is for speed: torch converts float32 to uint8 one value at a time, but
+    float32 to int16 to uint8 in vectors. x: float32, dense; same shape and layout out.
+    """
+    if x.dtype != torch.float32:
+        x = x.float()
+    out = torch.empty_like(x, dtype=torch.uint8)
+    flat, integers = in_memory_order(x), in_memory_order(out)
+    size = min(PIECE, flat.numel())
+    piece, narrow = torch.empty(size), torch.empty(size, dtype=torch.int16)
+    for start in range(0, flat.numel(), PIECE):
+        values = flat[start : start + PIECE]
+        scaled, short = piece[: len(values)], narrow[: len(values)]
+        torch.mul(values, inverse, out=scaled).round_()
+        if zero_point:
+            scaled.add_(zero_point)
+        short.copy_(scaled.clamp_(low, high))
+        integers[start : start + PIECE].copy_(short)
+    return out
+
+
+def pack_conv(
+    weight: Tensor, weight_scale: Tensor, stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], groups: int,
+) -> Tensor:  # fmt: skip
+    """int8 weight (out, in/groups, h, w) in the blocked layout that the kernel wants."""
+    if not has_onednn():
+        return weight.float()
+    pack = torch.ops.onednn.qconv_prepack
+    packed: Tensor = pack(weight, weight_scale, 1.0, 0, stride, padding, dilation, groups, None)
+    return packed
+
+
+def int8_conv(
+    q: Tensor, grid: tuple[float, int], packed: Tensor, weight_scale: Tensor, weight_zero: Tensor,
+    bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
+    relu: bool,
+) -> Tensor:  # fmt: skip
+    """relu(sum (q - zero_point) * qw  *  scale * weight_scale + bias) as float32, int32 sums inside.
+
+    q: uint8 (n, c, h, w); grid: scale and zero point of q; weight_scale float32 (out,).
+    """
+    scale, zero_point = grid
+    if not has_onednn():
+        sums = F.conv2d(q.float() - zero_point, packed, None, stride, padding, dilation, groups)
+        return _finish(sums, scale * weight_scale.reshape(-1, 1, 1), bias, relu)
+    out: Tensor = torch.ops.onednn.qconv2d_pointwise(
+        q, scale, zero_point, packed, weight_scale, weight_zero, bias, stride, padding, dilation, groups,
+        1.0, 0, torch.float32, "relu" if relu else "none", [], "",
+    )  # fmt: skip
+    return out
+
+
+def pack_linear(weight: Tensor) -> Tensor:
+    """int8 weight (out, in) in the blocked layout that the kernel wants."""
+    if not has_onednn():
+        return weight.float()
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(weight, None)
+    return packed
+
+
+def int8_linear(
+    q: Tensor, grid: tuple[float, int], packed: Tensor, weight_scale: Tensor, weight_zero: Tensor,
+    bias: Tensor | None, relu: bool,
+) -> Tensor:  # fmt: skip
+    """relu(sum (q - zero_point) * qw  *  scale * weight_scale + bias) as float32; q: uint8 (n, in)."""
+    scale, zero_point = grid
+    if not has_onednn():
+        return _finish(F.linear(q.float() - zero_point, packed), scale * weight_scale, bias, relu)
+    out: Tensor = torch.ops.onednn.qlinear_pointwise(
+        q, scale, zero_point, packed, weight_scale, weight_zero, bias,
+        1.0, 0, torch.float32, "relu" if relu else "none", [], "",
+    )  # fmt: skip
+    return out
+
+
+def _finish(sums: Tensor, scale: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    out = sums * scale
+    if bias is not None:
+        out = out + bias.reshape(-1, *[1] * (scale.dim() - 1))
+    return out.relu_() if relu else out

@@ -1,0 +1,232 @@
+"""Mixed FP32/INT8: from a calibrated network to int8 layers, and to a file and back."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, fx, nn
+
+from quantlib.errors import CheckpointError, ConfigError
+from quantlib.quantization.affine import QParams, qparams_from_range, quantize
+from quantlib.quantization.graph import fuse, is_canonical, kind, module_of
+from quantlib.quantization.mixed_layers import AddInto, Mixed, MixedConv2d, MixedLayer, MixedLinear, Quantize
+from quantlib.quantization.mixed_layers import mixed_layer
+from quantlib.quantization.observers import Observer
+from quantlib.quantization.workflow import Prepared, naming, site_name, source
+from quantlib.subject.benchmark import has_vnni
+from quantlib.subject.models import MODELS, build
+
+FORMAT, VERSION = "quantlib-mixed", 1
+
+
+def to_mixed(prepared: Prepared) -> Mixed:
+    """The network with every observed convolution and linear layer in int8.
+
+    A tensor that several layers read is quantized once. Without VNNI the kernel may add pairs of products in
+    int16 and saturate; then a warning says so, and activations use 7 bits (0..127), which cannot.
+    Raises ConfigError for weights with a zero point, per-channel activations, or a layer whose input
+    stays in float32. Introduced in notebook 07.
+    """
+    model = copy.deepcopy(prepared.graph_module)
+    vnni = has_vnni()
+    if not vnni:
+        warnings.warn(
+            "This CPU has no VNNI: 8-bit activations could saturate int16 sums, so they get 7 bits.", stacklevel=3
+        )
+    bits = 8 if vnni else 7
+    for name, observer in prepared.weights.items():
+        node = next(n for n in model.graph.nodes if n.target == name)
+        grid = _input_grid(prepared, node, bits)
+        replace_layer(model, node, grid, *_integer_weight(name, module_of(node), observer))
+    return finish(model)
+
+
+def _input_grid(prepared: Prepared, node: fx.Node, bits: int) -> QParams:
+    """The grid of the tensor that a layer reads, at no more than `bits`."""
+    name = site_name(source(node.args[0]))  # type: ignore[arg-type]
+    if name not in prepared.activations:
+        raise ConfigError(
+            f"Layer {node.target!r} has an activation scheme of None at its input {name!r}; "
+            "give that one a Scheme, or leave the layer in float32 with by_name={...: None}."
+        )
+    grid = prepared.qparams(name)
+    if grid.axis is not None:
+        raise ConfigError(f"The int8 kernels need one grid per tensor; activation {name!r} has one per channel.")
+    return grid if grid.bits <= bits else _narrower(prepared.activations[name], bits)
+
+
+def _narrower(observer: Observer, bits: int) -> QParams:
+    """The range that the observer chose, on fewer bits."""
+    low, high = observer.range()
+    return qparams_from_range(
+        low, high, bits=bits, signed=observer.signed, symmetric=observer.symmetric, narrow_range=observer.narrow_range
+    )
+
+
+def _integer_weight(name: str, layer: nn.Module, observer: Observer) -> tuple[Tensor, Tensor, Tensor | None]:
+    """int8 weight, its scale per output channel, and the float32 bias."""
+    with naming(f"the weight of {name!r}"):
+        grid = observer.qparams()
+    if bool((grid.zero_point != 0).any()) or grid.quant_min >= 0:
+        raise ConfigError(f"Weights of {name!r} have a zero point; mixed needs Scheme(symmetric=True) for weights.")
+    with torch.no_grad():
+        weight = quantize(layer.weight, grid).contiguous()  # type: ignore[arg-type]
+    scale = grid.scale.expand(len(weight)).contiguous()
+    bias = None if layer.bias is None else layer.bias.detach().clone()  # type: ignore[operator]
+    return weight, scale, bias
+
+
+def replace_layer(
+    model: fx.GraphModule, node: fx.Node, grid: QParams, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
+) -> None:
+    """Put an int8 layer in the place of a float one, and a Quantize (shared among readers) before it."""
+    before: Any = node.args[0]
+    name = f"{site_name(before)}_quantize"
+    quantizer = next((user for user in before.users if user.target == name), None)
+    if quantizer is None:
+        model.add_submodule(name, Quantize(grid))
+        with model.graph.inserting_after(before):
+            quantizer = model.graph.call_module(name, (before,))
+    step = model.get_submodule(name)
+    assert isinstance(step, Quantize)
+    layer = mixed_layer(module_of(node), weight, weight_scale, bias, (step.scale, step.zero_point))
+    model.set_submodule(str(node.target), layer)
+    node.args = (quantizer,)
+
+
+def finish(model: fx.GraphModule) -> Mixed:
+    """Let additions reuse the memory of a convolution's output, and wrap the graph."""
+    for node in model.graph.nodes:
+        if kind(node) != "add":
+            continue
+        fresh = [n for n in node.args if n.op == "call_module" and isinstance(module_of(n), MixedLayer)]
+        first = next((n for n in fresh if len(n.users) == 1), None)
+        if first is not None:
+            old = module_of(node)
+            new = AddInto()
+            new.relu, new.ceiling = old.relu, old.ceiling  # type: ignore[assignment]
+            model.set_submodule(str(node.target), new)
+            node.args = (first, *[n for n in node.args if n is not first])
+    model.graph.lint()
+    model.recompile()
+    return Mixed(model.eval().to(memory_format=torch.channels_last)).eval()
+
+
+def save_mixed(model: Mixed, path: str | Path, architecture: str | None = None) -> None:
+    """Write a mixed network to one safetensors file: int8 weights, float32 scales and biases, its description.
+
+    `architecture`: a name that `quantlib.subject.models.build` knows, so that the file is enough to load it;
+    found by itself when the graph is one of ours. Written aside, then renamed: never half a file.
+    Introduced in notebook 07.
+    """
+    tensors = {name: tensor.contiguous() for name, tensor in model.graph_module.state_dict().items()}
+    description = {
+        "format": FORMAT,
+        "version": VERSION,
+        "architecture": architecture or _architecture(model),
+        "operators": _operators(model.graph_module),
+        "layers": {name: _describe(step) for name, step in _quantizers(model).items()},
+    }
+    description["sha256"] = _digest(tensors, description)
+    path = Path(path)
+    partial = path.with_name(path.name + ".part")
+    save_file(tensors, partial, metadata={"quantlib": json.dumps(description)})
+    partial.replace(path)
+
+
+def load_mixed(path: str | Path, model: nn.Module | None = None) -> Mixed:
+    """The network that `save_mixed` wrote, bit for bit.
+
+    `model`: the float network (its weights do not matter), needed when the file names no architecture of ours.
+    Raises CheckpointError when the file is missing, damaged, of another version or of another architecture.
+    Introduced in notebook 07.
+    """
+    tensors, description = _read(Path(path))
+    name = description["architecture"]
+    if model is None and name not in MODELS:
+        raise CheckpointError(f"{path} names no architecture of quantlib's; pass it as load_mixed(path, model=...).")
+    model = build(name).eval() if model is None else model
+    graph = model if is_canonical(model) else fuse(model, unsupported="float")
+    assert isinstance(graph, fx.GraphModule)
+    if _operators(graph) != description["operators"]:
+        raise CheckpointError(f"{path} holds another architecture than {type(model).__name__}; pass the right one.")
+    for layer, grid in description["layers"].items():
+        node = next(n for n in graph.graph.nodes if n.target == layer)
+        parts = (tensors.get(f"{layer}.{part}") for part in ("weight", "weight_scale", "bias"))
+        replace_layer(graph, node, QParams(*map(torch.tensor, grid[:2]), *grid[2:]), *parts)
+    mixed = finish(graph)
+    mixed.graph_module.load_state_dict(tensors)
+    return mixed
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and description of a file, checked."""
+    if not path.exists():
+        raise CheckpointError(f"There is no file {path}; write it with save_mixed(model, path).")
+    try:
+        with safe_open(path, "pt") as file:
+            description = json.loads((file.metadata() or {}).get("quantlib", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged or not a safetensors file ({error}); save it again.") from error
+    if description.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is no mixed network of quantlib's; write one with save_mixed(model, path).")
+    if description.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path} is of version {description.get('version')}, this quantlib reads version {VERSION}; save it again."
+        )
+    if description.pop("sha256", None) != _digest(tensors, description):
+        raise CheckpointError(f"{path} is damaged: its checksum does not fit; save or copy it again.")
+    return tensors, description
+
+
+def _digest(tensors: dict[str, Tensor], description: dict[str, Any]) -> str:
+    """sha256 over the description and every tensor's name and bytes."""
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _operators(graph: fx.GraphModule) -> list[str]:
+    """The architecture as the list of its operators' names; quantizers are no operators."""
+    calls = [n for n in graph.graph.nodes if n.op.startswith("call") and not _is_quantizer(n)]
+    return sorted(str(n.target) if n.op == "call_module" else n.name for n in calls)
+
+
+def _is_quantizer(node: fx.Node) -> bool:
+    return node.op == "call_module" and isinstance(module_of(node), Quantize)
+
+
+def _architecture(model: Mixed) -> str | None:
+    """The name of ours whose operators these are."""
+    own = _operators(model.graph_module)
+    return next((name for name in MODELS if _operators(fuse(build(name).eval())) == own), None)
+
+
+def _quantizers(model: Mixed) -> dict[str, Quantize]:
+    """The Quantize before each int8 layer, in graph order."""
+    found = {}
+    for node in model.graph_module.graph.nodes:
+        if node.op == "call_module" and isinstance(module_of(node), MixedLayer):
+            step = module_of(node.args[0])
+            assert isinstance(step, Quantize)
+            found[str(node.target)] = step
+    return found
+
+
+def _describe(step: Quantize) -> list[float | int]:
+    """[scale, zero_point, quant_min, quant_max]; a float32 survives JSON as the float64 that equals it."""
+    return [step.scale, step.zero_point, step.quant_min, step.quant_max]
+
+
+__all__ = ["Mixed", "MixedConv2d", "MixedLinear", "Quantize", "load_mixed", "save_mixed", "to_mixed"]

@@ -1,0 +1,164 @@
+"""The int8 operators of a mixed network: float32 between them, integers inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from quantlib.quantization.affine import QParams
+from quantlib.quantization.fused import FusedAdd, FusedConv2d, Rectified
+from quantlib.quantization.kernels import (
+    as_uint8,
+    int8_conv,
+    int8_linear,
+    pack_conv,
+    pack_linear,
+    quantize_uint8,
+)
+
+SUB_BATCH = 16
+"""Images that go through the network together: more no longer fit the caches, fewer pay too often per call."""
+
+
+class Quantize(nn.Module):
+    """float32 to uint8: clamp(rint(x / scale) + zero_point, quant_min, quant_max). Notebook 07."""
+
+    def __init__(self, qparams: QParams) -> None:
+        super().__init__()
+        grid = as_uint8(qparams)
+        self.scale, self.zero_point = float(grid.scale), int(grid.zero_point)
+        self.inverse = float(1.0 / grid.scale)
+        self.quant_min, self.quant_max = grid.quant_min, grid.quant_max
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Integers of `x`, uint8, same shape."""
+        return quantize_uint8(x, self.inverse, self.zero_point, self.quant_min, self.quant_max)
+
+    def extra_repr(self) -> str:
+        """The grid."""
+        return f"scale={self.scale:.6g}, zero_point={self.zero_point}, {self.quant_min}..{self.quant_max}"
+
+
+class MixedLayer(Rectified):
+    """What MixedConv2d and MixedLinear share: int8 weight, float32 scales and bias, the packed weight.
+
+    weight: int8; weight_scale: float32 (out,); bias: float32 (out,) or None;
+    input_scale, input_zero_point: the grid of the uint8 tensor that comes in.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    weight_zero: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, grid: tuple[float, int], layer: nn.Module
+    ) -> None:
+        super().__init__()
+        self.relu, self.ceiling = bool(layer.relu), layer.ceiling  # type: ignore[assignment]
+        self.input_scale, self.input_zero_point = grid
+        self.register_buffer("weight", weight)
+        self.register_buffer("weight_scale", weight_scale)
+        self.register_buffer("bias", bias)
+        self.register_buffer("weight_zero", torch.zeros(len(weight), dtype=torch.int8), persistent=False)
+        self._packed: Tensor | None = None
+
+    def packed(self) -> Tensor:
+        """The weight in the kernel's layout, made on first use."""
+        if self._packed is None:
+            self._packed = self.pack()
+        return self._packed
+
+    def pack(self) -> Tensor:
+        """Lay the weight out for the kernel."""
+        raise NotImplementedError
+
+    def capped(self, y: Tensor) -> Tensor:
+        """ReLU is the kernel's last step; the 6 of ReLU6 is left for here."""
+        return y if self.ceiling is None else y.clamp_(max=self.ceiling)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles lay the weight out anew."""
+        return {**self.__dict__, "_packed": None}
+
+    def extra_repr(self) -> str:
+        """Shape of the weight, the input's grid, the ReLU."""
+        grid = f"input_scale={self.input_scale:.6g}, input_zero_point={self.input_zero_point}"
+        return f"{tuple(self.weight.shape)} int8, {grid}, {super().extra_repr()}"
+
+
+class MixedConv2d(MixedLayer):
+    """relu(scale_x * scale_w * int32 conv(q - zero_point, weight) + bias).
+
+    q: uint8 (n, c, h, w) to float32 (n, out, h', w'). Introduced in notebook 07.
+    """
+
+    def __init__(
+        self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, grid: tuple[float, int], layer: FusedConv2d
+    ) -> None:
+        super().__init__(weight, weight_scale, bias, grid, layer)
+        self.geometry = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
+
+    def pack(self) -> Tensor:
+        """Lay the weight out for the kernel."""
+        return pack_conv(self.weight, self.weight_scale, *self.geometry)
+
+    def forward(self, q: Tensor) -> Tensor:
+        """Convolve integers; float32 out."""
+        grid = (self.input_scale, self.input_zero_point)
+        scales = (self.weight_scale, self.weight_zero, self.bias)
+        return self.capped(int8_conv(q, grid, self.packed(), *scales, *self.geometry, self.relu))
+
+
+class MixedLinear(MixedLayer):
+    """relu(scale_x * scale_w * int32 (q - zero_point) weight^T + bias); q: uint8 (n, in). Notebook 07."""
+
+    def pack(self) -> Tensor:
+        """Lay the weight out for the kernel."""
+        return pack_linear(self.weight)
+
+    def forward(self, q: Tensor) -> Tensor:
+        """Multiply integers; float32 out."""
+        grid = (self.input_scale, self.input_zero_point)
+        scales = (self.weight_scale, self.weight_zero, self.bias)
+        return self.capped(int8_linear(q, grid, self.packed(), *scales, self.relu))
+
+
+class AddInto(FusedAdd):
+    """relu(a + b), written over `a`, which nobody else reads."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Add in place, then rectify in place."""
+        a.add_(b)
+        if self.relu:
+            a.clamp_(0.0, self.ceiling) if self.ceiling is not None else a.relu_()
+        return a
+
+
+class Mixed(nn.Module):
+    """A network that computes in int8 and talks in float32; inference on the CPU only.
+
+    (n, c, h, w) float32 to float32 logits; `sub_batch` images at a time. Introduced in notebook 07.
+    """
+
+    def __init__(self, graph: fx.GraphModule, sub_batch: int = SUB_BATCH) -> None:
+        super().__init__()
+        self.graph_module, self.sub_batch = graph, sub_batch
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of a batch of any size."""
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return torch.cat([self.graph_module(part) for part in x.split(self.sub_batch)])
+
+
+def mixed_layer(
+    layer: nn.Module, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, grid: tuple[float, int]
+) -> MixedLayer:
+    """The int8 layer with the geometry and ReLU of the float `layer`."""
+    if isinstance(layer, FusedConv2d):
+        return MixedConv2d(weight, weight_scale, bias, grid, layer)
+    return MixedLinear(weight, weight_scale, bias, grid, layer)

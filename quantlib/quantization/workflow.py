@@ -1,0 +1,217 @@
+"""The three verbs: prepare (place the observers), calibrate (show them data), convert (make a quantized network)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from quantlib.errors import (
+    ConfigError,
+    NonFiniteError,
+    NotCalibratedError,
+    UnsupportedOperatorError,
+)
+from quantlib.progress import progress
+from quantlib.quantization.affine import QParams
+from quantlib.quantization.graph import fuse, is_canonical, kind, module_of, scope
+from quantlib.quantization.observers import Observer
+from quantlib.quantization.qconfig import QConfig, check_name
+
+SHARING = ("pool", "flatten")
+"""Kinds that keep the grid of their input: they choose or average among its values, they make no new range."""
+
+
+class Prepared(nn.Module):
+    """A float network that shows every tensor to its observer on the way: call it, or `calibrate` it.
+
+    `activations`: observer by the name of the operator that makes the tensor, "input" for the images;
+    `weights`: observer by layer name, already filled; `graph`: the fused float network.
+    Exchange an observer by `set_observer`. Introduced in notebook 07.
+    """
+
+    def __init__(self, graph: fx.GraphModule, qconfig: QConfig) -> None:
+        super().__init__()
+        self.graph_module, self.qconfig = graph, qconfig
+        self.activations: dict[str, Observer] = {}
+        self.weights: dict[str, Observer] = {}
+        self._place_observers()
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The fused graph, whose node names the observers' names come from."""
+        return self.graph_module.graph
+
+    def _place_observers(self) -> None:
+        names = [site_name(node) for node in self.graph.nodes if node.op != "output"]
+        self.qconfig.check_names(names)
+        for node in self.graph.nodes:
+            config = self.qconfig.for_layer(site_name(node), kind(node))
+            if kind(node) in ("conv", "linear") and config.weight is not None:
+                observer = config.weight.observer_instance(axis=0)
+                with naming(f"the weight of {node.target}"):
+                    observer(module_of(node).weight)
+                self.weights[str(node.target)] = observer
+            if config.activation is not None and is_site(node, self.qconfig.quantize_output):
+                self.activations[site_name(node)] = config.activation.observer_instance(axis=1)
+
+    def set_observer(self, name: str, observer: Observer) -> None:
+        """Put another observer in the place of the activation observer `name`; ConfigError if unknown."""
+        check_name(name, self.activations, "activation")
+        self.activations[name] = observer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The float network's output; every tensor on the way is observed."""
+        return _Watching(self.graph_module, self.activations).run(x)
+
+    def qparams(self, name: str) -> QParams:
+        """The grid of the activation `name`, as observed; the error names the layer."""
+        with naming(f"the activation {name!r}"):
+            return self.activations[name].qparams()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Prepared:
+        """Observers follow the network to another device, though they are no submodules of it."""
+        for observer in (*self.activations.values(), *self.weights.values()):
+            observer._apply(fn)
+        return super()._apply(fn, recurse)  # type: ignore[return-value]
+
+
+class _Watching(fx.Interpreter):
+    """Runs the graph node by node and shows each result to its observer."""
+
+    def __init__(self, graph: fx.GraphModule, observers: dict[str, Observer]) -> None:
+        super().__init__(graph)
+        self.observers = observers
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        observer = self.observers.get(site_name(n)) if n.op != "output" else None
+        if observer is not None and kind(n) not in SHARING:
+            with naming(f"the activation {site_name(n)!r}"):
+                observer(value)
+        return value
+
+
+class naming:
+    """Context: prefix the errors of an observer by what it was watching."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def __enter__(self) -> None:
+        """Nothing to set up."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (NonFiniteError, NotCalibratedError)):
+            raise type(error)(f"At {self.place}: {error}") from error
+
+
+def site_name(node: fx.Node) -> str:
+    """The name of the tensor that a node makes: "input", or the operator's name."""
+    if node.op == "placeholder":
+        return "input"
+    if node.op == "call_module":
+        return str(node.target)
+    return f"{scope(node)}.{node.name}" if scope(node) else node.name
+
+
+def source(node: fx.Node) -> fx.Node:
+    """The node whose grid a tensor has: itself, or what a pooling or flattening started from."""
+    while kind(node) in SHARING:
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def is_site(node: fx.Node, quantize_output: bool = False) -> bool:
+    """Whether a node's tensor gets a grid of its own: it feeds an operator, or is one's result."""
+    if node.op == "output" or kind(node) in SHARING:
+        return False
+    readers = _readers(node)
+    feeds = any(kind(reader) for reader in readers)
+    is_result = any(reader.op == "output" for reader in readers)
+    if is_result and not feeds:
+        return quantize_output and bool(kind(node))
+    return feeds or bool(kind(node))
+
+
+def _readers(node: fx.Node) -> list[fx.Node]:
+    """Whoever reads a tensor, seen through poolings and flattenings."""
+    found: list[fx.Node] = []
+    for user in node.users:
+        found += _readers(user) if kind(user) in SHARING else [user]
+    return found
+
+
+def prepare(
+    model: nn.Module,
+    qconfig: QConfig | None = None,
+    example: Tensor | None = None,
+    unsupported: str = "error",
+) -> Prepared:
+    """Fuse a copy of `model` and place an observer on every tensor that will become integers.
+
+    `example`: one batch; the fused network is then checked to agree with the model on it.
+    `unsupported="float"` leaves unknown operators in float32. A graph that `fuse` made is taken as it is.
+    Raises ConfigError (train mode, unknown layer names), UnsupportedOperatorError (all nodes listed),
+    NonFiniteError (a weight that is not finite). Introduced in notebook 07.
+    """
+    graph = model if is_canonical(model) else fuse(model, unsupported=unsupported)
+    assert isinstance(graph, fx.GraphModule)
+    outputs = [node.args[0] for node in graph.graph.nodes if node.op == "output"]
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    if len(inputs) != 1 or not isinstance(outputs[0], fx.Node):
+        raise UnsupportedOperatorError("quantlib quantizes networks of one input tensor and one output tensor.")
+    prepared = Prepared(graph, QConfig() if qconfig is None else qconfig).eval()
+    if example is not None:
+        _check_example(model, graph, example)
+    return prepared
+
+
+def _check_example(model: nn.Module, graph: nn.Module, example: Tensor) -> None:
+    with torch.no_grad():
+        wanted, got = model(example), graph(example)
+    if not torch.allclose(wanted, got, rtol=1e-3, atol=1e-3 * float(wanted.abs().max())):
+        raise UnsupportedOperatorError(
+            "The traced network does not compute what the model computes on the example; "
+            "look for in-place changes or branches on the data in its forward."
+        )
+
+
+def calibrate(prepared: Prepared, batches: Iterable[Any]) -> Prepared:
+    """Show `batches` (of x, or of (x, label)) to the observers, without gradients; returns `prepared`.
+
+    Raises ConfigError when there is no batch at all, NonFiniteError with the layer's name when a tensor
+    holds NaN or infinity. Introduced in notebook 07.
+    """
+    if not isinstance(prepared, Prepared):
+        raise ConfigError("calibrate needs what prepare returned; call prepare(model, qconfig) first.")
+    seen = 0
+    with torch.no_grad():
+        for batch in progress(batches, desc="calibrate", unit="batch"):
+            prepared(batch[0] if isinstance(batch, (tuple, list)) else batch)
+            seen += 1
+    if not seen:
+        raise ConfigError("calibrate got no batches; pass an iterable with at least one.")
+    return prepared
+
+
+def convert(prepared: Prepared, kind: str = "simulated") -> nn.Module:
+    """The quantized network, from what the observers saw; `prepared` stays as it is.
+
+    kind: "simulated" (fake-quantized float32, trainable) or "mixed" (int8 arithmetic, float32 borders).
+    Raises NotCalibratedError before calibrate, ConfigError for another kind. Introduced in notebook 07.
+    """
+    from quantlib.quantization.mixed import to_mixed  # they are built on this module
+    from quantlib.quantization.simulated import to_simulated
+
+    if not isinstance(prepared, Prepared):
+        raise ConfigError("convert needs what prepare returned: prepare, calibrate, then convert.")
+    if kind == "integer":
+        raise ConfigError("kind='integer' does not exist in this version; use 'simulated' or 'mixed'.")
+    check_name(kind, ("simulated", "mixed"), "kind")
+    return to_simulated(prepared) if kind == "simulated" else to_mixed(prepared)
+
+
+__all__ = ["Prepared", "calibrate", "convert", "is_site", "prepare", "site_name", "source"]
