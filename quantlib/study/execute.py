@@ -90,7 +90,7 @@ def inspect_output(output: Path, error: dict[str, Any] | None) -> dict[str, Any]
     timed = []
     for place, cell in enumerate(notebook.cells):
         facts = cell.metadata.get("papermill", {})
-        if facts.get("duration"):
+        if cell.cell_type == "code" and facts.get("duration"):
             first = next((line for line in cell.source.splitlines() if line.strip()), "")
             timed.append({"cell": place, "seconds": round(facts["duration"], 2), "line": first[:80]})
         if error is not None and "source" not in error and facts.get("status") in ("running", "failed"):

@@ -53,14 +53,14 @@ def canvas(title: str = "", xlabel: str = "", ylabel: str = "", **subplots: Any)
     """
     with style():
         figure, axes = plt.subplots(**subplots)
-    first = axes if isinstance(axes, Axes) else np.ravel(axes)[0]
-    if isinstance(axes, Axes):
-        first.set_title(title)
-    elif title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
-    for ax in [axes] if isinstance(axes, Axes) else np.ravel(axes):
-        ax.set_xlabel(xlabel)
-        ax.set_ylabel(ylabel)
+        every = [axes] if isinstance(axes, Axes) else list(np.ravel(axes))
+        if len(every) == 1:
+            every[0].set_title(title)
+        elif title:
+            figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+        for ax in every:
+            ax.set_xlabel(xlabel)
+            ax.set_ylabel(ylabel)
     return figure, axes
 
 
@@ -185,7 +185,7 @@ def heatmap(
 ) -> None:
     """A grid of numbers, each written in its cell, with a colour bar that carries the unit."""
     grid = np.asarray(values, dtype=float)
-    picture = ax.imshow(grid, aspect="auto")
+    picture = ax.imshow(grid, aspect="auto", cmap="cividis")
     middle = (np.nanmin(grid) + np.nanmax(grid)) / 2
     for (down, across), value in np.ndenumerate(grid):
         ink = "white" if value < middle else "black"

@@ -85,10 +85,12 @@ class Session:
     def model(self, name: str = "resnet50") -> torch.nn.Module:
         """The trained model of that name on the session's device, announced in one line."""
         model = checkpoints.load_checkpoint(name).to(self.device)
-        digest = setup.digest_of(name)
-        self._checkpoints[name] = digest
+        info = setup.checkpoint(name)
+        self._checkpoints[name] = digest = str(info["sha256"])
         count = sum(parameter.numel() for parameter in model.parameters())
         print(f"{name}: {count:,} parameters, {4 * count / 1e6:.2f} MB in float32, sha256 {digest[:8]}")
+        if info.get("status"):
+            print(f"{name} is a {info['status']}")
         return model
 
     @contextmanager

@@ -1,6 +1,7 @@
 """How a session finds its device, its checkpoint's digest, and the same random numbers every time."""
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +28,9 @@ def require_device(name: str) -> str:
     return name
 
 
-def digest_of(name: str) -> str:
-    """The digest of a checkpoint; "resnet50" is short for "resnet50_cifar10", as in load_checkpoint."""
+def checkpoint(name: str) -> dict[str, Any]:
+    """The index entry of a checkpoint; "resnet50" is short for "resnet50_cifar10", as in load_checkpoint."""
     try:
-        return str(checkpoints.checkpoint_info(name)["sha256"])
+        return checkpoints.checkpoint_info(name)
     except CheckpointError:
-        return str(checkpoints.checkpoint_info(f"{name}_cifar10")["sha256"])
+        return checkpoints.checkpoint_info(f"{name}_cifar10")
