@@ -246,6 +246,17 @@ def test_interruption_leaves_nothing_and_the_next_call_works(alone, monkeypatch,
     assert layout.locate() is not None
 
 
+def test_what_does_not_read_back_is_never_published(alone, monkeypatch):
+    """A disk that swallows a file: the route reports success, and the last check refuses the result."""
+    (alone / "mine.tgz").write_bytes(cifar_stub.tar(cifar_stub.files("bin")))
+    write = sources._write
+    lost = "cifar-10-batches-bin/data_batch_2.bin"
+    monkeypatch.setattr(sources, "_write", lambda path, data: str(path).endswith(lost) or write(path, data))
+    with pytest.raises(DataError, match="what was written does not read back: data_batch_2.bin"):
+        fetch(source="mine.tgz")
+    assert left_over(alone / "cache" / "quantlib") == []
+
+
 def test_damaged_copy_is_set_aside(alone):
     goal = cifar_stub.write(alone / "cache" / "quantlib" / BINARY.folder, corrupt("bin", "test_batch.bin"))
     (alone / "mine.tgz").write_bytes(cifar_stub.tar(cifar_stub.files("bin")))
