@@ -63,7 +63,7 @@ site: $(STAMP) ## build the course as a web site into build/site
 	@$(PY) -m sphinx -b html docs build/site
 
 bench: $(STAMP) ## time float32 and int8 inference on this machine
-	@$(PY) -m quantlib.subject.benchmark $(ARGS)
+	@$(PY) -m quantlib.study.bench $(ARGS)
 
 data: $(STAMP) ## fetch all of CIFAR-10 (180 MB); make study at quick size does not need it
 	@$(PY) -m quantlib.subject.fetch $(ARGS)
