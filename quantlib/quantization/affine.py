@@ -100,8 +100,9 @@ def qparams_from_range(
         affine:    scale = (mx - mn) / steps            zero_point = clamp(quant_min - rint(mn / scale))
         and scale >= eps
 
-    A symmetric int8 grid over -128..127 divides by 127.5: the largest magnitude lands on -128 or is clipped
-    to 127. With `narrow_range` it divides by 127 and nothing is clipped (notebook 05).
+    A symmetric int8 grid over -128..127 divides by 127.5: the largest magnitude falls half way between two
+    integers, and is clipped to 127 or goes to -127 or -128 by the last bit of the scale. With `narrow_range`
+    it divides by 127 and nothing is clipped (notebook 05).
     minimum, maximum: shape () or, with `axis`, (C,). Bit-equal to torch.ao's `_calculate_qparams`, except
     that below 8 bits torch puts a symmetric unsigned zero point at 2**(bits-1) - 1.
     Raises NonFiniteError on NaN or infinity (also when the range overflows float32), ConfigError when

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 def tensors() -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(0)
-    x = torch.randn(16, 25_000, generator=g)
+    x = torch.randn(16, 4_000, generator=g)
     outlier = x.clone()
     outlier[3, 5] = 400.0
     return {
@@ -131,6 +131,5 @@ def test_sqnr() -> None:
         compute_sqnr = pytest.importorskip("torch.ao.ns.fx.utils").compute_sqnr
     x = tensors()["normal"]
     y = x + torch.randn(x.shape, generator=torch.Generator().manual_seed(3)) / 100
-    # Ours sums in float64, so the oracle is given float64.
-    assert sqnr_db(x, y) == pytest.approx(float(compute_sqnr(x.double(), y.double())), abs=1e-9)
-    assert sqnr_db(x, y) == pytest.approx(float(compute_sqnr(x, y)), abs=1e-3)
+    # Ours sums in float64, the oracle in float32 (it answers None to float64).
+    assert sqnr_db(x, y) == pytest.approx(float(compute_sqnr(x, y)), abs=1e-4)

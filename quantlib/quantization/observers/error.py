@@ -88,7 +88,8 @@ def expected_error(histogram: ExactHistogram, grids: QParams) -> Tensor:
         E[(x - Q(x))^2] = E[(x - v_K)^2] - 2 * scale * sum_k G(t_k),      G(t) = E[max(t - x, 0)]
 
     so one function G, made by two cumulative sums, prices every grid exactly, clipping included. The only
-    assumption is that values spread evenly inside a bin. grids: scale, zero_point (n,); returns float64 (n,).
+    assumption is that values spread evenly inside a bin (a spike elsewhere than at 0, such as the 6 of a
+    ReLU6, is spread over one too). grids: scale, zero_point (n,); returns float64 (n,).
     Introduced in notebook 03.
     """
     width, counts = histogram.width, histogram.counts

@@ -67,8 +67,10 @@ class HistogramObserver(Observer):
 
     def choose(self) -> tuple[Tensor, Tensor]:
         """The ends at which the greedy walk stops."""
-        start, end = self._walk()
         minimum, maximum = self.observed()
+        if minimum == maximum:  # bins of no width: wherever the walk ends, the range is the same
+            return minimum, maximum
+        start, end = self._walk()
         width = (maximum - minimum) / self.bins
         return minimum + width * start, minimum + width * (end + 1)
 
