@@ -56,7 +56,7 @@ def classes(table: pd.DataFrame) -> Figure:
     title = f"{worst['part'].capitalize()}s are hardest ({worst['value']:.1f} %), {best['part']}s easiest"
     drawn, ax = plots.canvas(title, "accuracy (%)", "")
     ax.axvline(whole["value"], color="0.75", linewidth=1.2, zorder=1)
-    error = np.vstack([rows["value"] - rows["low"], rows["high"] - rows["value"]])
+    error = np.vstack([rows["value"] - rows["low"], rows["high"] - rows["value"]]).clip(0)
     ax.errorbar(rows["value"], rows["part"], xerr=error, fmt="o", color=look("fp32").colour, zorder=3)
     ax.annotate("all", (whole["value"], len(rows) - 0.4), color="0.45", ha="center", fontsize=8.5)
     ax.grid(axis="y", visible=False)
