@@ -2,11 +2,12 @@
 
 import re
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 
 from quantlib.study import anatomy, notebooks, readme, results
-from quantlib.study.figures import FIGURES, load_all
+from quantlib.study.figures import FIGURES, load_all, redraw
 from quantlib.study.manifest import course
 
 COURSE = course(results.find_root(results.Path(__file__).parent))
@@ -64,6 +65,19 @@ def test_figures_read_recorded_experiments_and_are_drawn():
         assert drawn == recorded, f"{figure.name}: python -m quantlib.study.figures"
     for picture in (COURSE.root / "figures").glob("*.png"):
         assert picture.stem in FIGURES, f"no function draws figures/{picture.name}"
+
+
+def test_stored_figures_show_the_recorded_results(tmp_path):
+    drawn, _ = redraw(COURSE.root, into=tmp_path)
+    if not drawn:
+        pytest.skip("no full results are recorded yet")
+    for name in drawn:
+        stored = COURSE.root / "figures" / f"{name}.png"
+        assert stored.is_file(), "python -m quantlib.study.figures"
+        new, old = (plt.imread(path)[..., :3] for path in (tmp_path / f"{name}.png", stored))
+        # Not byte by byte: another matplotlib or FreeType may shade the edges of letters differently.
+        same = new.shape == old.shape and abs(new - old).mean() < 0.004
+        assert same, f"{name}: python -m quantlib.study.figures"
 
 
 def test_every_result_has_its_provenance_and_its_notebook():

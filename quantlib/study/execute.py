@@ -41,29 +41,7 @@ class Order:
 def run(order: Order) -> dict[str, Any]:
     """Execute the notebook; the record of how it went, also written to `order.record`."""
     began = time.monotonic()
-    error: dict[str, Any] | None = None
-    try:
-        papermill.execute_notebook(
-            order.notebook,
-            order.output,
-            parameters=order.parameters,
-            kernel_name="python3",
-            cwd=order.cwd,
-            execution_timeout=order.timeout,
-            progress_bar=order.bar,
-            autosave_cell_every=0,
-        )
-    except PapermillExecutionError as failure:
-        error = {"kind": "error", "source": failure.source, "message": f"{failure.ename}: {failure.evalue}"}
-    except CellTimeoutError:
-        error = {"kind": "time-out", "message": f"a cell ran longer than {order.timeout} s"}
-    except DeadKernelError:
-        error = {"kind": "dead kernel", "message": "the kernel died, most often because memory ran out"}
-    except OSError as failure:
-        error = {
-            "kind": "error",
-            "message": f"{failure.strerror or failure} ({failure.filename or 'no file'})",
-        }
+    error = attempt(order)
     record = {
         "status": "failed" if error else "ok",
         "seconds": round(time.monotonic() - began, 1),
@@ -73,6 +51,25 @@ def run(order: Order) -> dict[str, Any]:
     }
     Path(order.record).write_text(json.dumps(record, indent=1))
     return record
+
+
+def attempt(order: Order) -> dict[str, Any] | None:
+    """Execute the notebook; what went wrong, or None."""
+    try:
+        papermill.execute_notebook(
+            order.notebook, order.output, parameters=order.parameters, kernel_name="python3", cwd=order.cwd,
+            execution_timeout=order.timeout, progress_bar=order.bar, autosave_cell_every=0,
+        )  # fmt: skip
+    except PapermillExecutionError as failure:
+        return {"kind": "error", "source": failure.source, "message": f"{failure.ename}: {failure.evalue}"}
+    except CellTimeoutError:
+        return {"kind": "time-out", "message": f"a cell ran longer than {order.timeout} s"}
+    except DeadKernelError:
+        return {"kind": "dead kernel", "message": "the kernel died, most often because memory ran out"}
+    except OSError as failure:
+        where = failure.filename or "no file"
+        return {"kind": "error", "message": f"{failure.strerror or failure} ({where})"}
+    return None
 
 
 def peak_megabytes() -> int:

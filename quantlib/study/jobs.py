@@ -83,27 +83,13 @@ class Job:
         record.unlink(missing_ok=True)
         output.unlink(missing_ok=True)
         bar = sys.stderr.isatty()
-        order = Order(
-            str(notebook),
-            str(output),
-            str(record),
-            str(notebook.parent),
-            self.all_parameters(),
-            int(self.limit) + 1,
-            bar,
-        )
+        order = Order(str(notebook), str(output), str(record), str(notebook.parent), self.all_parameters(),
+                      int(self.limit) + 1, bar)  # fmt: skip
+        command = [sys.executable, "-P", str(EXECUTE), order.to_json()]
         began = time.monotonic()
         with open(output.with_suffix(".log"), "w") as log:
-            code = self._wait(
-                subprocess.Popen(
-                    [sys.executable, "-P", str(EXECUTE), order.to_json()],
-                    env=self.environment(),
-                    cwd=self.course.root,
-                    start_new_session=True,
-                    stdout=log,
-                    stderr=None if bar else log,
-                )
-            )
+            code = self._wait(subprocess.Popen(command, env=self.environment(), cwd=self.course.root, stdout=log,
+                                               stderr=None if bar else log, start_new_session=True))  # fmt: skip
         seconds = round(time.monotonic() - began, 1)
         if code is None:
             return write_record(record, stopped(self.limit, output, seconds))
@@ -153,24 +139,21 @@ def plan(
     chosen = [nb for nb in course.notebooks if nb.number in wanted and nb.number >= first]
     known = {nb.number: _known(course.path(nb)) for nb in chosen}
     given = dict(parameters or {})
-    every = sorted(set().union(*known.values()))
-    known_names = ", ".join(every) or "none"
+    _refuse_unknown(given, sorted(set().union(*known.values())))
+    jobs = []
+    for nb in chosen:
+        own = {name: value for name, value in given.items() if name in known[nb.number]}
+        jobs.append(Job(course, nb, profile, device, own, known[nb.number]))
+    return jobs
+
+
+def _refuse_unknown(given: Mapping[str, Any], known: Sequence[str]) -> None:
     for name in given:
         if name in RESERVED:
             raise StudyError(f"{name} is set by {RESERVED[name]}, not by -p.")
-        if name not in every:
-            raise StudyError(f"No chosen notebook has a parameter {name!r}; they have {known_names}.")
-    return [
-        Job(
-            course,
-            nb,
-            profile,
-            device,
-            {k: v for k, v in given.items() if k in known[nb.number]},
-            known[nb.number],
-        )
-        for nb in chosen
-    ]
+        if name not in known:
+            names = ", ".join(known) or "none"
+            raise StudyError(f"No chosen notebook has a parameter {name!r}; they have {names}.")
 
 
 def parse_parameters(texts: Sequence[str]) -> dict[str, Any]:

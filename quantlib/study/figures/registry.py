@@ -83,8 +83,8 @@ def _live(experiment: str, live: Mapping[str, pd.DataFrame], base: Path) -> pd.D
     return live[experiment] if experiment in live else results.load(experiment, "quick", base)
 
 
-def redraw(root: Path | None = None) -> tuple[list[str], list[str]]:
-    """Draw every figure whose full results are recorded into figures/; (drawn, missing) names."""
+def redraw(root: Path | None = None, into: Path | None = None) -> tuple[list[str], list[str]]:
+    """Draw every figure whose full results are recorded into figures/ (or `into`); (drawn, missing) names."""
     base = root or find_root()
     drawn, missing = [], []
     for name, found in sorted(load_all().items()):
@@ -94,6 +94,6 @@ def redraw(root: Path | None = None) -> tuple[list[str], list[str]]:
             missing.append(name)
             continue
         with plots.style():
-            plots.save(found.drawing(*frames), base / "figures" / f"{name}.png")
+            plots.save(found.drawing(*frames), (into or base / "figures") / f"{name}.png")
         drawn.append(name)
     return drawn, missing
