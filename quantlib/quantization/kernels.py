@@ -59,13 +59,17 @@ def quantize_uint8(x: Tensor, inverse: float, zero_point: int, low: int, high: i
 
 def pack_conv(
     weight: Tensor, weight_scale: Tensor, stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], groups: int,
+    dilation: Sequence[int], groups: int, shape: Sequence[int],
 ) -> Tensor:  # fmt: skip
-    """int8 weight (out, in/groups, h, w) in the blocked layout that the kernel wants."""
+    """int8 weight (out, in/groups, h, w) in the blocked layout that the kernel wants for inputs of `shape`.
+
+    The layout depends on the height and width; one that does not fit is laid out anew by every call, which
+    costs more than the convolution itself.
+    """
     if not has_onednn():
         return weight.float()
     pack = torch.ops.onednn.qconv_prepack
-    packed: Tensor = pack(weight, weight_scale, 1.0, 0, stride, padding, dilation, groups, None)
+    packed: Tensor = pack(weight, weight_scale, 1.0, 0, stride, padding, dilation, groups, shape)
     return packed
 
 
@@ -89,11 +93,11 @@ def int8_conv(
     return out
 
 
-def pack_linear(weight: Tensor) -> Tensor:
-    """int8 weight (out, in) in the blocked layout that the kernel wants."""
+def pack_linear(weight: Tensor, shape: Sequence[int]) -> Tensor:
+    """int8 weight (out, in) in the blocked layout that the kernel wants for inputs of `shape`."""
     if not has_onednn():
         return weight.float()
-    packed: Tensor = torch.ops.onednn.qlinear_prepack(weight, None)
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(weight, shape)
     return packed
 
 

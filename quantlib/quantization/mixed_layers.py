@@ -63,16 +63,16 @@ class MixedLayer(Rectified):
         self.register_buffer("weight_scale", weight_scale)
         self.register_buffer("bias", bias)
         self.register_buffer("weight_zero", torch.zeros(len(weight), dtype=torch.int8), persistent=False)
-        self._packed: Tensor | None = None
+        self._packed: tuple[tuple[int, ...], Tensor] | None = None
 
-    def packed(self) -> Tensor:
-        """The weight in the kernel's layout, made on first use."""
-        if self._packed is None:
-            self._packed = self.pack()
-        return self._packed
+    def packed(self, q: Tensor) -> Tensor:
+        """The weight in the kernel's layout: made on first use, and again when height or width change."""
+        if self._packed is None or self._packed[0] != tuple(q.shape[1:]):
+            self._packed = tuple(q.shape[1:]), self.pack(list(q.shape))
+        return self._packed[1]
 
-    def pack(self) -> Tensor:
-        """Lay the weight out for the kernel."""
+    def pack(self, shape: list[int]) -> Tensor:
+        """Lay the weight out for inputs of this shape."""
         raise NotImplementedError
 
     def capped(self, y: Tensor) -> Tensor:
@@ -101,29 +101,29 @@ class MixedConv2d(MixedLayer):
         super().__init__(weight, weight_scale, bias, grid, layer)
         self.geometry = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
 
-    def pack(self) -> Tensor:
-        """Lay the weight out for the kernel."""
-        return pack_conv(self.weight, self.weight_scale, *self.geometry)
+    def pack(self, shape: list[int]) -> Tensor:
+        """Lay the weight out for inputs of this shape."""
+        return pack_conv(self.weight, self.weight_scale, *self.geometry, shape)
 
     def forward(self, q: Tensor) -> Tensor:
         """Convolve integers; float32 out."""
         grid = (self.input_scale, self.input_zero_point)
         scales = (self.weight_scale, self.weight_zero, self.bias)
-        return self.capped(int8_conv(q, grid, self.packed(), *scales, *self.geometry, self.relu))
+        return self.capped(int8_conv(q, grid, self.packed(q), *scales, *self.geometry, self.relu))
 
 
 class MixedLinear(MixedLayer):
     """relu(scale_x * scale_w * int32 (q - zero_point) weight^T + bias); q: uint8 (n, in). Notebook 07."""
 
-    def pack(self) -> Tensor:
-        """Lay the weight out for the kernel."""
-        return pack_linear(self.weight)
+    def pack(self, shape: list[int]) -> Tensor:
+        """Lay the weight out for inputs of this shape."""
+        return pack_linear(self.weight, shape)
 
     def forward(self, q: Tensor) -> Tensor:
         """Multiply integers; float32 out."""
         grid = (self.input_scale, self.input_zero_point)
         scales = (self.weight_scale, self.weight_zero, self.bias)
-        return self.capped(int8_linear(q, grid, self.packed(), *scales, self.relu))
+        return self.capped(int8_linear(q, grid, self.packed(q), *scales, self.relu))
 
 
 class AddInto(FusedAdd):
