@@ -18,8 +18,8 @@ def folding_by_layer(weights: pd.DataFrame) -> Figure:
     wide = wide.loc[list(dict.fromkeys(table["layer"]))]
     change = {m: wide[m, "folded"] - wide[m, "plain"] for m in ("per_tensor", "per_channel")}
     made, ax = plots.canvas(
-        f"Folding costs a layer up to {-change['per_tensor'].min():.0f} dB with one scale for all channels, "
-        "nothing with one each",
+        f"Folding costs up to {-change['per_tensor'].min():.0f} dB per tensor, "
+        f"{max(0.0, -change['per_channel'].min()):.1f} dB per channel",
         "layer, in the order of the network", "change of the channels' SQNR (dB)",
     )  # fmt: skip
     last = np.array([name.endswith("conv3") for name in wide.index])
