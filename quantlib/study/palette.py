@@ -34,6 +34,7 @@ METHODS: dict[str, Look] = {
     "activations": Look(ORANGE, "D", "activations"),
     "symmetric": Look(VERMILLION, "s", "symmetric"),
     "affine": Look(BLUE, "o", "affine"),
+    "unsigned": Look(GREEN, "P", "unsigned"),
     "narrow_range": Look(BLUE, "o", "-127 to 127"),
     "full_range": Look(VERMILLION, "s", "-128 to 127"),
     "after_relu": Look(BLUE, "o", "after ReLU"),
