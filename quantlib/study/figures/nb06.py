@@ -29,11 +29,11 @@ def folding_by_layer(weights: pd.DataFrame) -> Figure:
         ax.plot(places, values, color=face.colour, linewidth=0.8, alpha=0.5)
         ax.scatter(places, values, color=face.colour, marker=face.marker, s=16, zorder=3)
     values = change["per_tensor"].to_numpy()
-    ax.scatter(places[last], values[last], facecolors="none", edgecolors="black", s=48, linewidths=0.8, zorder=4)
+    ax.scatter(places[last], values[last], facecolors="none", edgecolors="black", s=48, zorder=4)
     ax.text(0.02, 0.05, "circled: conv3, the last of a bottleneck", transform=ax.transAxes, fontsize=8.5)
     ends = {method: (len(wide) - 1, float(values.iloc[-1])) for method, values in change.items()}
     plots.label_lines(ax, ends)
-    plots.caption(made, f"{len(wide)} convolutions, weights at 8 bits, symmetric, min-max; mean over channels")
+    plots.caption(made, f"{len(wide)} convolutions, 8 bits, symmetric, min-max; mean over channels")
     return made
 
 
@@ -81,11 +81,9 @@ def drop_by_bits(accuracy: pd.DataFrame) -> Figure:
         if place:
             ax.set_yticklabels([])
     low = table[table["bits_activation"] == min(bits)].set_index("method")["value"]
-    made.suptitle(
-        f"At {int(min(bits))} bits: {low['after_relu']:.1f} points lost after ReLU, {low['before_relu']:.1f} before, "
-        f"{low['before_and_after_relu']:.1f} with both",
-        x=0.01, ha="left", fontsize=10, fontweight="bold",
-    )  # fmt: skip
-    plots.caption(made, f"activations only, weights float32, mse observer; n = {int(table['n'].iloc[0]):,} test images, "
-                        "95 % intervals")  # fmt: skip
+    lost = [f"{low[place]:.1f}" for place in PLACES]
+    title = f"At {int(min(bits))} bits {lost[0]} points are lost after ReLU, {lost[1]} before, {lost[2]} with both"
+    made.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    n = int(table["n"].iloc[0])
+    plots.caption(made, f"only activations rounded, mse observer; n = {n:,} test images, 95 % intervals")
     return made

@@ -6,8 +6,9 @@ from matplotlib.figure import Figure
 
 from quantlib.study import plots
 from quantlib.study.figures.registry import figure
+from quantlib.study.palette import BLUE, GREEN, GREY, ORANGE, VERMILLION
 
-PARTS = {"convolution": plots.BLUE, "quantize": plots.ORANGE, "add": plots.GREEN, "other": plots.GREY}
+PARTS = {"convolution": BLUE, "quantize": ORANGE, "add": GREEN, "other": GREY}
 
 
 @figure("07_layers", "07_layers")
@@ -20,11 +21,11 @@ def sqnr_by_layer(layers: pd.DataFrame) -> Figure:
         f"after all {len(wide)} layers {wide['accumulated'].iloc[-1]:.0f} dB are left",
         "layer, in the order of the network", "SQNR of the output (dB)",
     )  # fmt: skip
-    looks = {"own": (plots.BLUE, "o", "own error"), "accumulated": (plots.VERMILLION, "s", "accumulated")}
+    looks = {"own": (BLUE, "o", "own error"), "accumulated": (VERMILLION, "s", "accumulated")}
     for name, (colour, marker, label) in looks.items():
         ax.plot(range(len(wide)), wide[name], color=colour, marker=marker, markersize=3.5, linewidth=1)
         ax.annotate(label, (len(wide) - 1, wide[name].iloc[-1]), xytext=(7, 0), textcoords="offset points",
-                    color=colour, va="center", fontweight="bold", fontsize=8.5, annotation_clip=False)  # fmt: skip
+                    color=colour, va="center", fontweight="bold", annotation_clip=False)  # fmt: skip
     ax.set_ylim(bottom=0)
     plots.caption(made, f"mixed, W8A8; {int(layers['n'].iloc[0])} validation images")
     return made
@@ -61,17 +62,18 @@ def images_per_second(speed: pd.DataFrame) -> Figure:
     ratios = speed[speed["metric"] == "speedup"].set_index(["method", "batch"])["value"]
     sizes = sorted(table["batch"].unique())
     made, axes = plots.canvas("", "images a second", "", ncols=len(sizes), figsize=(7.4, 2.8))
-    names = {"fp32_folded": "FP32 folded"}
     for ax, size in zip(np.ravel(axes), sizes, strict=True):
         part = table[table["batch"] == size].reset_index(drop=True)
         plots.bars_with_intervals(ax, part, form="{:.0f}")
-        labels = [names.get(str(name), label.get_text()) for name, label in zip(part["method"], ax.get_yticklabels(), strict=True)]
-        ax.set_yticklabels(labels if size == sizes[0] else [])
+        names = ["FP32 folded" if name == "fp32_folded" else plots.look(name).label for name in part["method"]]
+        ax.set_yticklabels(names if size == sizes[0] else [])
         ax.set_title(f"batch {int(size)}: mixed {ratios['mixed', size]:.1f} times FP32")
         ax.margins(x=0.2)
-    made.suptitle(f"Int8 kernels: {ratios['mixed', sizes[-1]]:.1f} times as fast; simulated int8: "
-                  f"{ratios['simulated', sizes[-1]]:.2f} times", x=0.01, ha="left", fontsize=10, fontweight="bold")  # fmt: skip
-    plots.caption(made, f"median and quartiles of {int(table['n'].iloc[0])} rounds in turn; machine in results/07_speed.json")
+    fast, slow = ratios["mixed", sizes[-1]], ratios["simulated", sizes[-1]]
+    title = f"Int8 kernels run {fast:.1f} times as fast as FP32, simulated int8 {slow:.2f} times"
+    made.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    rounds = int(table["n"].iloc[0])
+    plots.caption(made, f"median and quartiles of {rounds} rounds in turn; machine in results/07_speed.json")
     return made
 
 
@@ -90,7 +92,7 @@ def where_the_time_goes(time: pd.DataFrame) -> Figure:
         ax.barh(places, wide[kind], left=left, color=colour, height=0.6, label=kind)
         left = left + wide[kind].to_numpy()
     for place, total in zip(places, left, strict=True):
-        ax.annotate(f"{total:.1f}", (total, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8.5)
+        ax.annotate(f"{total:.1f}", (total, place), xytext=(4, 0), textcoords="offset points", va="center")
     names = {"fp32_folded": "FP32 folded", "simulated": "simulated", "mixed": "mixed"}
     ax.set_yticks(places, [names.get(str(name), str(name)) for name in wide.index])
     ax.grid(axis="y", visible=False)
