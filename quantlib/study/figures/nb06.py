@@ -82,7 +82,7 @@ def drop_by_bits(accuracy: pd.DataFrame) -> Figure:
             ax.set_yticklabels([])
     low = table[table["bits_activation"] == min(bits)].set_index("method")["value"]
     lost = [f"{low[place]:.1f}" for place in PLACES]
-    title = f"At {int(min(bits))} bits {lost[0]} points are lost after ReLU, {lost[1]} before, {lost[2]} with both"
+    title = f"At {min(bits)} bits {lost[0]} points are lost after ReLU, {lost[1]} before, {lost[2]} with both"
     made.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     n = int(table["n"].iloc[0])
     plots.caption(made, f"only activations rounded, mse observer; n = {n:,} test images, 95 % intervals")

@@ -65,7 +65,8 @@ def images_per_second(speed: pd.DataFrame) -> Figure:
     for ax, size in zip(np.ravel(axes), sizes, strict=True):
         part = table[table["batch"] == size].reset_index(drop=True)
         plots.bars_with_intervals(ax, part, form="{:.0f}")
-        names = ["FP32 folded" if name == "fp32_folded" else plots.look(name).label for name in part["method"]]
+        alias = {"fp32_folded": "FP32 folded"}
+        names = [alias.get(name) or plots.look(name).label for name in part["method"]]
         ax.set_yticklabels(names if size == sizes[0] else [])
         ax.set_title(f"batch {int(size)}: mixed {ratios['mixed', size]:.1f} times FP32")
         ax.margins(x=0.2)
