@@ -86,10 +86,11 @@ class Job:
         order = Order(str(notebook), str(output), str(record), str(notebook.parent), self.all_parameters(),
                       int(self.limit) + 1, bar)  # fmt: skip
         command = [sys.executable, "-P", str(EXECUTE), order.to_json()]
-        place: dict[str, Any] = {"env": self.environment(), "cwd": self.course.root, "start_new_session": True}
+        place: dict[str, Any] = {"env": self.environment(), "cwd": self.course.root}
         began = time.monotonic()
         with open(output.with_suffix(".log"), "w") as log:
-            code = self._wait(subprocess.Popen(command, stdout=log, stderr=None if bar else log, **place))
+            code = self._wait(subprocess.Popen(command, stdout=log, stderr=None if bar else log,
+                                               start_new_session=True, **place))  # fmt: skip
         seconds = round(time.monotonic() - began, 1)
         if code is None:
             return write_record(record, stopped(self.limit, output, seconds))
