@@ -76,21 +76,25 @@ def pack_conv(
 def int8_conv(
     q: Tensor, grid: tuple[float, int], packed: Tensor, weight_scale: Tensor, weight_zero: Tensor,
     bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
-    relu: bool,
+    relu: bool, total: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """relu(sum (q - zero_point) * qw  *  scale * weight_scale + bias) as float32, int32 sums inside.
+    """relu(sum (q - zero_point) * qw  *  scale * weight_scale + bias [+ total]) as float32, int32 sums inside.
 
     q: uint8 (n, c, h, w); grid: scale and zero point of q; weight_scale float32 (out,).
+    With `total`, a float32 tensor of the output's shape, the result is written over it.
     """
     scale, zero_point = grid
     if not has_onednn():
         sums = F.conv2d(q.float() - zero_point, packed, None, stride, padding, dilation, groups)
-        return _finish(sums, scale * weight_scale.reshape(-1, 1, 1), bias, relu)
-    out: Tensor = torch.ops.onednn.qconv2d_pointwise(
-        q, scale, zero_point, packed, weight_scale, weight_zero, bias, stride, padding, dilation, groups,
-        1.0, 0, torch.float32, "relu" if relu else "none", [], "",
-    )  # fmt: skip
-    return out
+        return _finish(sums, scale * weight_scale.reshape(-1, 1, 1), bias, relu, total)
+    args = (q, scale, zero_point, packed, weight_scale, weight_zero)
+    geometry = (bias, stride, padding, dilation, groups, 1.0, 0, torch.float32)
+    after = ("relu" if relu else "none", [], "")
+    if total is None:
+        out: Tensor = torch.ops.onednn.qconv2d_pointwise(*args, *geometry, *after)
+        return out
+    torch.ops.onednn.qconv2d_pointwise.binary(*args, total, *geometry, 1.0, 0, "sum", 1.0, *after)
+    return total
 
 
 def pack_linear(weight: Tensor, shape: Sequence[int]) -> Tensor:
@@ -116,8 +120,11 @@ def int8_linear(
     return out
 
 
-def _finish(sums: Tensor, scale: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+def _finish(
+    sums: Tensor, scale: Tensor, bias: Tensor | None, relu: bool, total: Tensor | None = None
+) -> Tensor:
     out = sums * scale
     if bias is not None:
         out = out + bias.reshape(-1, *[1] * (scale.dim() - 1))
+    out = out if total is None else total.add_(out)
     return out.relu_() if relu else out

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from quantlib.errors import CheckpointError, ConfigError
 from quantlib.quantization.affine import QParams, qparams_from_range, quantize
 from quantlib.quantization.graph import fuse, is_canonical, kind, module_of
-from quantlib.quantization.mixed_layers import AddInto, Mixed, MixedConv2d, MixedLayer, MixedLinear, Quantize
+from quantlib.quantization.mixed_layers import Mixed, MixedConv2d, MixedLayer, MixedLinear, Quantize
 from quantlib.quantization.mixed_layers import mixed_layer
 from quantlib.quantization.observers import Observer
 from quantlib.quantization.workflow import Prepared, naming, site_name, source
@@ -103,21 +103,31 @@ def replace_layer(
 
 
 def finish(model: fx.GraphModule) -> Mixed:
-    """Let additions reuse the memory of a convolution's output, and wrap the graph."""
-    for node in model.graph.nodes:
-        if kind(node) != "add":
-            continue
-        fresh = [n for n in node.args if n.op == "call_module" and isinstance(module_of(n), MixedLayer)]
-        first = next((n for n in fresh if len(n.users) == 1), None)
-        if first is not None:
-            old = module_of(node)
-            new = AddInto()
-            new.relu, new.ceiling = old.relu, old.ceiling  # type: ignore[assignment]
-            model.set_submodule(str(node.target), new)
-            node.args = (first, *[n for n in node.args if n is not first])
+    """Let the convolution that ends a residual block do the addition too, and wrap the graph."""
+    for node in list(model.graph.nodes):
+        if kind(node) == "add":
+            _add_in_kernel(model, node)
+    model.delete_all_unused_submodules()
     model.graph.lint()
     model.recompile()
     return Mixed(model.eval().to(memory_format=torch.channels_last)).eval()
+
+
+def _add_in_kernel(model: fx.GraphModule, add: fx.Node) -> None:
+    """relu(conv(q) + other) becomes conv(q, other), written over `other`, where nobody reads `other` later."""
+    order = {node: position for position, node in enumerate(model.graph.nodes)}
+    first, second = sorted(add.args, key=lambda node: order[node])
+    conv, own = module_of(second) if second.op == "call_module" else None, module_of(add)
+    readers = [user for user in first.users if user is not add]
+    fresh = first.op == "call_module" and isinstance(module_of(first), MixedConv2d)
+    if not (fresh and isinstance(conv, MixedConv2d) and len(second.users) == 1 and first is not second):
+        return
+    if conv.relu or len(second.args) > 1 or any(order[user] > order[second] for user in readers):
+        return
+    conv.relu, conv.ceiling = own.relu, own.ceiling  # type: ignore[assignment]
+    second.args = (second.args[0], first)
+    add.replace_all_uses_with(second)
+    model.graph.erase_node(add)
 
 
 def save_mixed(model: Mixed, path: str | Path, architecture: str | None = None) -> None:
@@ -132,8 +142,8 @@ def save_mixed(model: Mixed, path: str | Path, architecture: str | None = None) 
         "format": FORMAT,
         "version": VERSION,
         "architecture": architecture or _architecture(model),
-        "operators": _operators(model.graph_module),
-        "layers": {name: _describe(step) for name, step in _quantizers(model).items()},
+        "layers": _operators(model.graph_module),
+        "grids": {name: _describe(step) for name, step in _quantizers(model).items()},
     }
     description["sha256"] = _digest(tensors, description)
     path = Path(path)
@@ -156,9 +166,9 @@ def load_mixed(path: str | Path, model: nn.Module | None = None) -> Mixed:
     model = build(name).eval() if model is None else model
     graph = model if is_canonical(model) else fuse(model, unsupported="float")
     assert isinstance(graph, fx.GraphModule)
-    if _operators(graph) != description["operators"]:
+    if _operators(graph) != description["layers"]:
         raise CheckpointError(f"{path} holds another architecture than {type(model).__name__}; pass the right one.")
-    for layer, grid in description["layers"].items():
+    for layer, grid in description["grids"].items():
         node = next(n for n in graph.graph.nodes if n.target == layer)
         parts = (tensors.get(f"{layer}.{part}") for part in ("weight", "weight_scale", "bias"))
         replace_layer(graph, node, QParams(*map(torch.tensor, grid[:2]), *grid[2:]), *parts)
@@ -197,14 +207,11 @@ def _digest(tensors: dict[str, Tensor], description: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _operators(graph: fx.GraphModule) -> list[str]:
-    """The architecture as the list of its operators' names; quantizers are no operators."""
-    calls = [n for n in graph.graph.nodes if n.op.startswith("call") and not _is_quantizer(n)]
-    return sorted(str(n.target) if n.op == "call_module" else n.name for n in calls)
-
-
-def _is_quantizer(node: fx.Node) -> bool:
-    return node.op == "call_module" and isinstance(module_of(node), Quantize)
+def _operators(graph: fx.GraphModule) -> list[list[Any]]:
+    """The architecture: name and weight shape of every convolution and linear layer."""
+    kinds = (MixedLayer, nn.Conv2d, nn.Linear)
+    layers = {name: module for name, module in graph.named_modules() if isinstance(module, kinds)}
+    return sorted([name, list(layer.weight.shape)] for name, layer in layers.items())
 
 
 def _architecture(model: Mixed) -> str | None:

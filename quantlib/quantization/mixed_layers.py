@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from quantlib.quantization.affine import QParams
-from quantlib.quantization.fused import FusedAdd, FusedConv2d, Rectified
+from quantlib.quantization.fused import FusedConv2d, Rectified
 from quantlib.quantization.kernels import (
     as_uint8,
     int8_conv,
@@ -90,9 +90,10 @@ class MixedLayer(Rectified):
 
 
 class MixedConv2d(MixedLayer):
-    """relu(scale_x * scale_w * int32 conv(q - zero_point, weight) + bias).
+    """relu(scale_x * scale_w * int32 conv(q - zero_point, weight) + bias [+ total]).
 
-    q: uint8 (n, c, h, w) to float32 (n, out, h', w'). Introduced in notebook 07.
+    q: uint8 (n, c, h, w) to float32 (n, out, h', w'). The residual addition that ends a block happens in the
+    kernel, in float32, over the memory of the other summand. Introduced in notebook 07.
     """
 
     def __init__(
@@ -105,11 +106,12 @@ class MixedConv2d(MixedLayer):
         """Lay the weight out for inputs of this shape."""
         return pack_conv(self.weight, self.weight_scale, *self.geometry, shape)
 
-    def forward(self, q: Tensor) -> Tensor:
-        """Convolve integers; float32 out."""
+    def forward(self, q: Tensor, total: Tensor | None = None) -> Tensor:
+        """Convolve integers, add to `total` in its place if there is one; float32 out."""
         grid = (self.input_scale, self.input_zero_point)
         scales = (self.weight_scale, self.weight_zero, self.bias)
-        return self.capped(int8_conv(q, grid, self.packed(q), *scales, *self.geometry, self.relu))
+        y = int8_conv(q, grid, self.packed(q), *scales, *self.geometry, self.relu, total)
+        return self.capped(y)
 
 
 class MixedLinear(MixedLayer):
@@ -124,17 +126,6 @@ class MixedLinear(MixedLayer):
         grid = (self.input_scale, self.input_zero_point)
         scales = (self.weight_scale, self.weight_zero, self.bias)
         return self.capped(int8_linear(q, grid, self.packed(q), *scales, self.relu))
-
-
-class AddInto(FusedAdd):
-    """relu(a + b), written over `a`, which nobody else reads."""
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Add in place, then rectify in place."""
-        a.add_(b)
-        if self.relu:
-            a.clamp_(0.0, self.ceiling) if self.ceiling is not None else a.relu_()
-        return a
 
 
 class Mixed(nn.Module):
