@@ -172,6 +172,7 @@ def test_names_and_options() -> None:
         ("aciq", {"distribution": "cauchy"}),
         ("recording", {"limit": -1}),
         ("mse", {"ratios": 0}),
+        ("mse", {"sample": 0}),
     ):
         with pytest.raises(ConfigError):
             make_observer(name, **options)

@@ -52,6 +52,33 @@ def test_expected_error_is_the_measured_error(kind: str, bits: int) -> None:
             assert expected == pytest.approx(measured, rel=0.12 if kind == "relu6" else 0.02)
 
 
+def test_expected_error_by_hand() -> None:
+    # Uniform on 0..1 in four bins, grid 0, 1/3, 2/3, 1: the error is (1/3)^2 / 12.
+    histogram = ExactHistogram(torch.device("cpu"))
+    histogram.exponent, histogram.counts = -2, torch.ones(4, dtype=torch.float64)
+    grids = qparams_from_range(torch.zeros(2), torch.tensor([1.0, 0.5]), bits=2, axis=0)
+    errors = expected_error(histogram, grids)
+    assert errors[0].item() == pytest.approx(1 / 108, rel=1e-6)
+    # Clipped at 0.5: half the mass on a grid of 1/6, half pays the integral of (x - 0.5)^2.
+    assert errors[1].item() == pytest.approx(1 / 432 / 2 + 0.5**3 / 3, rel=1e-6)
+
+
+def test_thinned_batches_keep_channels_extremes_and_the_optimum() -> None:
+    x = samples("relu", 2**16).view(16, 64, 64)
+    x[3, 5, 7] = 30.0
+    x = x * torch.linspace(0.5, 2, 64)
+    errors = []
+    for sample in (None, 5_000):
+        observer = make_observer("mse", sample=sample)
+        observer(x)
+        assert observer.histogram.counts.sum() + observer.histogram.zeros == pytest.approx(
+            x.numel(), rel=2e-3
+        )
+        assert observer.histogram.counts.flatten()[-1] >= 1
+        errors.append(mse(x, fake_quantize(x, observer.qparams())))
+    assert errors[1] < 1.05 * errors[0]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_never_worse_than_min_max_or_torch(kind: str, bits: int) -> None:

@@ -39,8 +39,8 @@ class ExactHistogram:
         """Width of a bin, in units of the data."""
         return 2.0**self.exponent
 
-    def add(self, x: Tensor, low: float, high: float) -> None:
-        """Count the values of the flat tensor `x`; low..high covers everything seen so far."""
+    def add(self, x: Tensor, low: float, high: float, weight: int = 1) -> None:
+        """Count each value of the flat `x` as `weight` values; low..high covers everything seen so far."""
         self._cover(low, high)
         limit = torch.finfo(torch.float32).max
         start = self.first * self.width
@@ -51,8 +51,8 @@ class ExactHistogram:
         # histc counts in float32: above 2**24 in one bin it would stop counting.
         for part in x.split(2**24):
             counted = torch.histc(part, self.counts.numel(), min=start, max=end).double()
-            self.zeros += self._exact_zeros(part, counted)
-            self.counts += counted
+            self.zeros += weight * self._exact_zeros(part, counted)
+            self.counts += weight * counted
 
     def _exact_zeros(self, x: Tensor, counted: Tensor) -> float:
         """How many zeros `x` holds; moves them out of a two-sided `counted` where they stand out."""
@@ -118,18 +118,24 @@ class MeanSquaredErrorObserver(Observer):
     of it, evenly spaced in ratio: first a coarse set (one end after a ReLU or when symmetric: 128 to 2,048
     ranges; both ends otherwise: all pairs of 32 to 256), then halving steps around the eight best until the
     ends move by less than 0.05 %. Min-max is among the ranges tried and is kept unless another is 0.1 %
-    better. Per channel (weights): clip ratios 1/`ratios` .. 1 tried on the values themselves, all channels at
+    better. A batch of more than `sample` values is thinned to every k-th one, k prime to its size so that all
+    channels and positions take part, and its two extremes are counted besides (None: count every value).
+    Per channel (weights): clip ratios 1/`ratios` .. 1 tried on the values themselves, all channels at
     once; affine grids then move each end alone. That form keeps the observed tensors until reset.
-    Raises ConfigError unless ratios >= 1. Introduced in notebook 03.
+    Raises ConfigError unless ratios and sample are 1 or more. Introduced in notebook 03.
     """
 
     per_channel_ready = True
 
-    def __init__(self, *args: Any, ratios: int = 100, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, ratios: int = 100, sample: int | None = 2**19, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if ratios < 1:
             raise ConfigError(f"ratios is the number of clip ratios to try, 1 or more; not {ratios}.")
-        self.ratios = ratios
+        if sample is not None and sample < 1:
+            raise ConfigError(
+                f"sample is a number of values per batch, 1 or more, or None for all; not {sample}."
+            )
+        self.ratios, self.sample = ratios, sample
         self.histogram: ExactHistogram | None = None
         self.kept: list[Tensor] = []
 
@@ -140,8 +146,13 @@ class MeanSquaredErrorObserver(Observer):
             self.kept.append(x.clone())
             return
         self.histogram = self.histogram or ExactHistogram(x.device)
-        minimum, maximum = self.observed()
-        self.histogram.add(x, minimum.item(), maximum.item())
+        least, most = (float(end) for end in self.observed())
+        step = 1 if self.sample is None else -(-x.numel() // self.sample)
+        while math.gcd(step, x.numel()) > 1:
+            step += 1
+        self.histogram.add(x[::step], least, most, weight=step)
+        if step > 1:
+            self.histogram.add(torch.stack([low, high]), least, most)
 
     def reset(self) -> None:
         """Forget everything observed."""
