@@ -20,6 +20,7 @@ GREY, BLACK, BLUE, SKY, GREEN = "#7f7f7f", "#000000", "#0072B2", "#56B4E9", "#00
 ORANGE, VERMILLION, PURPLE, WINE = "#E69F00", "#D55E00", "#CC79A7", "#882255"
 METHODS: dict[str, Look] = {
     "fp32": Look(GREY, "o", "FP32"),
+    "fp32_folded": Look(GREY, "h", "FP32 folded"),
     "optimum": Look(BLACK, "*", "optimum"),
     "minmax": Look(VERMILLION, "s", "min-max"),
     "moving_average": Look(ORANGE, "D", "moving average"),
