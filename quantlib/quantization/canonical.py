@@ -10,8 +10,15 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from quantlib.quantization.fused import Concat, Flatten, FusedAdd, FusedConv2d, FusedLinear
-from quantlib.quantization.fused import fused_conv, fused_linear
+from quantlib.quantization.fused import (
+    Concat,
+    Flatten,
+    FusedAdd,
+    FusedConv2d,
+    FusedLinear,
+    fused_conv,
+    fused_linear,
+)
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 RELUS = (nn.ReLU, nn.ReLU6)
@@ -24,7 +31,10 @@ CATS = (torch.cat, torch.concat, torch.concatenate)
 DROPPED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 IN_PLACE = (operator.iadd, torch.relu_, F.relu_, "relu_", "add_")
 POOL_CALLS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
-    F.max_pool2d: (nn.MaxPool2d, ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")),
+    F.max_pool2d: (
+        nn.MaxPool2d,
+        ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+    ),
     F.avg_pool2d: (
         nn.AvgPool2d,
         ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
@@ -48,7 +58,9 @@ def tensor_inputs(node: fx.Node) -> list[fx.Node]:
     """The tensors that an operator reads, in order."""
     if node.target in CATS:
         first = node.args[0] if node.args else node.kwargs.get("tensors")
-        return [item for item in first if isinstance(item, fx.Node)] if isinstance(first, (list, tuple)) else []
+        return (
+            [item for item in first if isinstance(item, fx.Node)] if isinstance(first, (list, tuple)) else []
+        )
     if node.target in ADDS:
         return [item for item in (*node.args, *node.kwargs.values()) if isinstance(item, fx.Node)]
     if node.op == "call_module":
@@ -76,7 +88,7 @@ def modules_for(node: fx.Node, modules: Mapping[str, nn.Module]) -> list[nn.Modu
     return None
 
 
-def _from_module(module: nn.Module) -> list[nn.Module] | None:
+def _from_module(module: Any) -> list[nn.Module] | None:
     kind = type(module)
     if kind in DROPPED:
         return []
@@ -152,10 +164,10 @@ def is_batch_size(value: Any) -> bool:
     if not isinstance(value, fx.Node):
         return False
     if value.target == "size":
-        return value.args[1:] == (0,)
+        return bool(len(value.args) == 2 and value.args[1] == 0)
     if value.target is operator.getitem and value.args[1] == 0 and isinstance(value.args[0], fx.Node):
-        source = value.args[0]
-        return source.target == "size" or (source.target is getattr and source.args[1] == "shape")
+        source: Any = value.args[0]
+        return bool(source.target == "size" or (source.target is getattr and "shape" in source.args))
     return False
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 M = TypeVar("M", bound=nn.Module)
 
 

@@ -1,4 +1,4 @@
-"""From any traceable CNN to one canonical form: batch norm folded, ReLU fused, every operator a named module."""
+"""From any traceable CNN to one canonical form: batch norm folded, ReLU fused, every operator named."""
 
 from __future__ import annotations
 
@@ -231,7 +231,9 @@ def _left_over(traced: fx.GraphModule) -> list[str]:
         if node.op == "call_module":
             found.append(f"{node.name} ({type(module_of(node)).__name__}) at {node.target}")
         else:
-            called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
+            called = (
+                node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
+            )
             found.append(f"{node.name} ({called}) at {scope(node) or 'the top level'}")
     return found
 

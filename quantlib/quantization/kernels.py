@@ -1,8 +1,9 @@
-"""Real int8 arithmetic: float32 to uint8 in cache-sized pieces, then oneDNN's u8 x s8 convolution and linear layer."""
+"""Real int8 arithmetic: float32 to uint8 in cache-sized pieces, then oneDNN's u8 x s8 kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,15 @@ from quantlib.quantization.affine import QParams
 
 PIECE = 1 << 18
 """Values quantized at a time: 1 MiB of float32, so that the five passes stay in the cache of one core."""
+
+
+class Geometry(NamedTuple):
+    """Where a convolution looks."""
+
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
 
 
 def has_onednn() -> bool:
@@ -57,10 +67,7 @@ def quantize_uint8(x: Tensor, inverse: float, zero_point: int, low: int, high: i
     return out
 
 
-def pack_conv(
-    weight: Tensor, weight_scale: Tensor, stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], groups: int, shape: Sequence[int],
-) -> Tensor:  # fmt: skip
+def pack_conv(weight: Tensor, weight_scale: Tensor, geometry: Geometry, shape: Sequence[int]) -> Tensor:
     """int8 weight (out, in/groups, h, w) in the blocked layout that the kernel wants for inputs of `shape`.
 
     The layout depends on the height and width; one that does not fit is laid out anew by every call, which
@@ -69,31 +76,30 @@ def pack_conv(
     if not has_onednn():
         return weight.float()
     pack = torch.ops.onednn.qconv_prepack
-    packed: Tensor = pack(weight, weight_scale, 1.0, 0, stride, padding, dilation, groups, shape)
+    packed: Tensor = pack(weight, weight_scale, 1.0, 0, *geometry, shape)
     return packed
 
 
 def int8_conv(
     q: Tensor, grid: tuple[float, int], packed: Tensor, weight_scale: Tensor, weight_zero: Tensor,
-    bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
-    relu: bool, total: Tensor | None = None,
+    bias: Tensor | None, geometry: Geometry, relu: bool, total: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """relu(sum (q - zero_point) * qw  *  scale * weight_scale + bias [+ total]) as float32, int32 sums inside.
+    """relu(sum (q - zero_point) * qw  *  scale * weight_scale + bias [+ total]) as float32; int32 sums.
 
     q: uint8 (n, c, h, w); grid: scale and zero point of q; weight_scale float32 (out,).
     With `total`, a float32 tensor of the output's shape, the result is written over it.
     """
     scale, zero_point = grid
     if not has_onednn():
-        sums = F.conv2d(q.float() - zero_point, packed, None, stride, padding, dilation, groups)
+        sums = F.conv2d(q.float() - zero_point, packed, None, *geometry)
         return _finish(sums, scale * weight_scale.reshape(-1, 1, 1), bias, relu, total)
     args = (q, scale, zero_point, packed, weight_scale, weight_zero)
-    geometry = (bias, stride, padding, dilation, groups, 1.0, 0, torch.float32)
-    after = ("relu" if relu else "none", [], "")
+    into = (bias, *geometry, 1.0, 0, torch.float32)
+    after: tuple[str, list[float], str] = ("relu" if relu else "none", [], "")
     if total is None:
-        out: Tensor = torch.ops.onednn.qconv2d_pointwise(*args, *geometry, *after)
+        out: Tensor = torch.ops.onednn.qconv2d_pointwise(*args, *into, *after)
         return out
-    torch.ops.onednn.qconv2d_pointwise.binary(*args, total, *geometry, 1.0, 0, "sum", 1.0, *after)
+    torch.ops.onednn.qconv2d_pointwise.binary(*args, total, *into, 1.0, 0, "sum", 1.0, *after)
     return total
 
 

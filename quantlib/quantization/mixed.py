@@ -16,11 +16,19 @@ from torch import Tensor, fx, nn
 
 from quantlib.errors import CheckpointError, ConfigError
 from quantlib.quantization.affine import QParams, qparams_from_range, quantize
-from quantlib.quantization.graph import fuse, is_canonical, kind, module_of
-from quantlib.quantization.mixed_layers import Mixed, MixedConv2d, MixedLayer, MixedLinear, Quantize
-from quantlib.quantization.mixed_layers import mixed_layer
+from quantlib.quantization.graph import fuse, is_canonical, module_of
+from quantlib.quantization.mixed_layers import (
+    Mixed,
+    MixedConv2d,
+    MixedLayer,
+    MixedLinear,
+    Quantize,
+    finish,
+    replace_layer,
+)
 from quantlib.quantization.observers import Observer
-from quantlib.quantization.workflow import Prepared, naming, site_name, source
+from quantlib.quantization.sites import naming, site_name, source
+from quantlib.quantization.workflow import Prepared
 from quantlib.subject.benchmark import has_vnni
 from quantlib.subject.models import MODELS, build
 
@@ -39,7 +47,8 @@ def to_mixed(prepared: Prepared) -> Mixed:
     vnni = has_vnni()
     if not vnni:
         warnings.warn(
-            "This CPU has no VNNI: 8-bit activations could saturate int16 sums, so they get 7 bits.", stacklevel=3
+            "This CPU has no VNNI: 8-bit activations could saturate int16 sums, so they get 7 bits.",
+            stacklevel=3,
         )
     bits = 8 if vnni else 7
     for name, observer in prepared.weights.items():
@@ -59,7 +68,9 @@ def _input_grid(prepared: Prepared, node: fx.Node, bits: int) -> QParams:
         )
     grid = prepared.qparams(name)
     if grid.axis is not None:
-        raise ConfigError(f"The int8 kernels need one grid per tensor; activation {name!r} has one per channel.")
+        raise ConfigError(
+            f"The int8 kernels need one grid per tensor; activation {name!r} has one per channel."
+        )
     return grid if grid.bits <= bits else _narrower(prepared.activations[name], bits)
 
 
@@ -67,7 +78,12 @@ def _narrower(observer: Observer, bits: int) -> QParams:
     """The range that the observer chose, on fewer bits."""
     low, high = observer.range()
     return qparams_from_range(
-        low, high, bits=bits, signed=observer.signed, symmetric=observer.symmetric, narrow_range=observer.narrow_range
+        low,
+        high,
+        bits=bits,
+        signed=observer.signed,
+        symmetric=observer.symmetric,
+        narrow_range=observer.narrow_range,
     )
 
 
@@ -76,7 +92,9 @@ def _integer_weight(name: str, layer: nn.Module, observer: Observer) -> tuple[Te
     with naming(f"the weight of {name!r}"):
         grid = observer.qparams()
     if bool((grid.zero_point != 0).any()) or grid.quant_min >= 0:
-        raise ConfigError(f"Weights of {name!r} have a zero point; mixed needs Scheme(symmetric=True) for weights.")
+        raise ConfigError(
+            f"Weights of {name!r} have a zero point; mixed needs Scheme(symmetric=True) for weights."
+        )
     with torch.no_grad():
         weight = quantize(layer.weight, grid).contiguous()  # type: ignore[arg-type]
     scale = grid.scale.expand(len(weight)).contiguous()
@@ -84,54 +102,8 @@ def _integer_weight(name: str, layer: nn.Module, observer: Observer) -> tuple[Te
     return weight, scale, bias
 
 
-def replace_layer(
-    model: fx.GraphModule, node: fx.Node, grid: QParams, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
-) -> None:
-    """Put an int8 layer in the place of a float one, and a Quantize (shared among readers) before it."""
-    before: Any = node.args[0]
-    name = f"{site_name(before)}_quantize"
-    quantizer = next((user for user in before.users if user.target == name), None)
-    if quantizer is None:
-        model.add_submodule(name, Quantize(grid))
-        with model.graph.inserting_after(before):
-            quantizer = model.graph.call_module(name, (before,))
-    step = model.get_submodule(name)
-    assert isinstance(step, Quantize)
-    layer = mixed_layer(module_of(node), weight, weight_scale, bias, (step.scale, step.zero_point))
-    model.set_submodule(str(node.target), layer)
-    node.args = (quantizer,)
-
-
-def finish(model: fx.GraphModule) -> Mixed:
-    """Let the convolution that ends a residual block do the addition too, and wrap the graph."""
-    for node in list(model.graph.nodes):
-        if kind(node) == "add":
-            _add_in_kernel(model, node)
-    model.delete_all_unused_submodules()
-    model.graph.lint()
-    model.recompile()
-    return Mixed(model.eval().to(memory_format=torch.channels_last)).eval()
-
-
-def _add_in_kernel(model: fx.GraphModule, add: fx.Node) -> None:
-    """relu(conv(q) + other) becomes conv(q, other), written over `other`, where nobody reads `other` later."""
-    order = {node: position for position, node in enumerate(model.graph.nodes)}
-    first, second = sorted(add.args, key=lambda node: order[node])
-    conv, own = module_of(second) if second.op == "call_module" else None, module_of(add)
-    readers = [user for user in first.users if user is not add]
-    fresh = first.op == "call_module" and isinstance(module_of(first), MixedConv2d)
-    if not (fresh and isinstance(conv, MixedConv2d) and len(second.users) == 1 and first is not second):
-        return
-    if conv.relu or len(second.args) > 1 or any(order[user] > order[second] for user in readers):
-        return
-    conv.relu, conv.ceiling = own.relu, own.ceiling  # type: ignore[assignment]
-    second.args = (second.args[0], first)
-    add.replace_all_uses_with(second)
-    model.graph.erase_node(add)
-
-
 def save_mixed(model: Mixed, path: str | Path, architecture: str | None = None) -> None:
-    """Write a mixed network to one safetensors file: int8 weights, float32 scales and biases, its description.
+    """Write a mixed network to one safetensors file: int8 weights, float32 scales and biases, a description.
 
     `architecture`: a name that `quantlib.subject.models.build` knows, so that the file is enough to load it;
     found by itself when the graph is one of ours. Written aside, then renamed: never half a file.
@@ -155,23 +127,29 @@ def save_mixed(model: Mixed, path: str | Path, architecture: str | None = None) 
 def load_mixed(path: str | Path, model: nn.Module | None = None) -> Mixed:
     """The network that `save_mixed` wrote, bit for bit.
 
-    `model`: the float network (its weights do not matter), needed when the file names no architecture of ours.
+    `model`: the float network, of any weights; needed when the file names no architecture of ours.
     Raises CheckpointError when the file is missing, damaged, of another version or of another architecture.
     Introduced in notebook 07.
     """
     tensors, description = _read(Path(path))
     name = description["architecture"]
     if model is None and name not in MODELS:
-        raise CheckpointError(f"{path} names no architecture of quantlib's; pass it as load_mixed(path, model=...).")
+        raise CheckpointError(
+            f"{path} names no architecture of quantlib's; pass it as load_mixed(path, model=...)."
+        )
     model = build(name).eval() if model is None else model
     graph = model if is_canonical(model) else fuse(model, unsupported="float")
     assert isinstance(graph, fx.GraphModule)
     if _operators(graph) != description["layers"]:
-        raise CheckpointError(f"{path} holds another architecture than {type(model).__name__}; pass the right one.")
+        raise CheckpointError(
+            f"{path} holds another architecture than {type(model).__name__}; pass the right one."
+        )
     for layer, grid in description["grids"].items():
         node = next(n for n in graph.graph.nodes if n.target == layer)
-        parts = (tensors.get(f"{layer}.{part}") for part in ("weight", "weight_scale", "bias"))
-        replace_layer(graph, node, QParams(*map(torch.tensor, grid[:2]), *grid[2:]), *parts)
+        scale, zero_point, quant_min, quant_max = grid
+        qparams = QParams(torch.tensor(scale), torch.tensor(zero_point), quant_min, quant_max)
+        weight, weight_scale = tensors[f"{layer}.weight"], tensors[f"{layer}.weight_scale"]
+        replace_layer(graph, node, qparams, weight, weight_scale, tensors.get(f"{layer}.bias"))
     mixed = finish(graph)
     mixed.graph_module.load_state_dict(tensors)
     return mixed
@@ -186,12 +164,17 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             description = json.loads((file.metadata() or {}).get("quantlib", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged or not a safetensors file ({error}); save it again.") from error
+        raise CheckpointError(
+            f"{path} is damaged or not a safetensors file ({error}); save it again."
+        ) from error
     if description.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is no mixed network of quantlib's; write one with save_mixed(model, path).")
+        raise CheckpointError(
+            f"{path} is no mixed network of quantlib's; write one with save_mixed(model, path)."
+        )
     if description.get("version") != VERSION:
         raise CheckpointError(
-            f"{path} is of version {description.get('version')}, this quantlib reads version {VERSION}; save it again."
+            f"{path} is of version {description.get('version')} and this quantlib reads version {VERSION}; "
+            "save it again."
         )
     if description.pop("sha256", None) != _digest(tensors, description):
         raise CheckpointError(f"{path} is damaged: its checksum does not fit; save or copy it again.")
@@ -203,7 +186,7 @@ def _digest(tensors: dict[str, Tensor], description: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -225,7 +208,7 @@ def _quantizers(model: Mixed) -> dict[str, Quantize]:
     found = {}
     for node in model.graph_module.graph.nodes:
         if node.op == "call_module" and isinstance(module_of(node), MixedLayer):
-            step = module_of(node.args[0])
+            step = module_of(node.args[0])  # type: ignore[arg-type]
             assert isinstance(step, Quantize)
             found[str(node.target)] = step
     return found

@@ -1,4 +1,4 @@
-"""The int8 operators of a mixed network: float32 between them, integers inside."""
+"""The int8 operators of a mixed network, and how they are put into its graph."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from torch import Tensor, fx, nn
 
 from quantlib.quantization.affine import QParams
 from quantlib.quantization.fused import FusedConv2d, Rectified
+from quantlib.quantization.graph import kind, module_of
 from quantlib.quantization.kernels import (
+    Geometry,
     as_uint8,
     int8_conv,
     int8_linear,
@@ -17,9 +19,10 @@ from quantlib.quantization.kernels import (
     pack_linear,
     quantize_uint8,
 )
+from quantlib.quantization.sites import site_name
 
 SUB_BATCH = 16
-"""Images that go through the network together: more no longer fit the caches, fewer pay too often per call."""
+"""Images that go through the network together: more leave the caches, fewer pay too often per call."""
 
 
 class Quantize(nn.Module):
@@ -54,7 +57,12 @@ class MixedLayer(Rectified):
     bias: Tensor | None
 
     def __init__(
-        self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, grid: tuple[float, int], layer: nn.Module
+        self,
+        weight: Tensor,
+        weight_scale: Tensor,
+        bias: Tensor | None,
+        grid: tuple[float, int],
+        layer: nn.Module,
     ) -> None:
         super().__init__()
         self.relu, self.ceiling = bool(layer.relu), layer.ceiling  # type: ignore[assignment]
@@ -97,20 +105,26 @@ class MixedConv2d(MixedLayer):
     """
 
     def __init__(
-        self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, grid: tuple[float, int], layer: FusedConv2d
+        self,
+        weight: Tensor,
+        weight_scale: Tensor,
+        bias: Tensor | None,
+        grid: tuple[float, int],
+        layer: FusedConv2d,
     ) -> None:
         super().__init__(weight, weight_scale, bias, grid, layer)
-        self.geometry = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
+        padding = [int(side) for side in layer.padding]  # `fuse` has replaced 'same' by numbers
+        self.geometry = Geometry(list(layer.stride), padding, list(layer.dilation), layer.groups)
 
     def pack(self, shape: list[int]) -> Tensor:
         """Lay the weight out for inputs of this shape."""
-        return pack_conv(self.weight, self.weight_scale, *self.geometry, shape)
+        return pack_conv(self.weight, self.weight_scale, self.geometry, shape)
 
     def forward(self, q: Tensor, total: Tensor | None = None) -> Tensor:
         """Convolve integers, add to `total` in its place if there is one; float32 out."""
         grid = (self.input_scale, self.input_zero_point)
         scales = (self.weight_scale, self.weight_zero, self.bias)
-        y = int8_conv(q, grid, self.packed(q), *scales, *self.geometry, self.relu, total)
+        y = int8_conv(q, grid, self.packed(q), *scales, self.geometry, self.relu, total)
         return self.capped(y)
 
 
@@ -153,3 +167,55 @@ def mixed_layer(
     if isinstance(layer, FusedConv2d):
         return MixedConv2d(weight, weight_scale, bias, grid, layer)
     return MixedLinear(weight, weight_scale, bias, grid, layer)
+
+
+def replace_layer(
+    model: fx.GraphModule,
+    node: fx.Node,
+    grid: QParams,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+) -> None:
+    """Put an int8 layer in the place of a float one, and a Quantize (shared among readers) before it."""
+    before: Any = node.args[0]
+    name = f"{site_name(before)}_quantize"
+    quantizer = next((user for user in before.users if user.target == name), None)
+    if quantizer is None:
+        model.add_submodule(name, Quantize(grid))
+        with model.graph.inserting_after(before):
+            quantizer = model.graph.call_module(name, (before,))
+    step = model.get_submodule(name)
+    assert isinstance(step, Quantize)
+    layer = mixed_layer(module_of(node), weight, weight_scale, bias, (step.scale, step.zero_point))
+    model.set_submodule(str(node.target), layer)
+    node.args = (quantizer,)
+
+
+def finish(model: fx.GraphModule) -> Mixed:
+    """Let the convolution that ends a residual block do the addition too, and wrap the graph."""
+    for node in list(model.graph.nodes):
+        if kind(node) == "add":
+            _add_in_kernel(model, node)
+    model.delete_all_unused_submodules()
+    model.graph.lint()
+    model.recompile()
+    return Mixed(model.eval().to(memory_format=torch.channels_last)).eval()
+
+
+def _add_in_kernel(model: fx.GraphModule, add: fx.Node) -> None:
+    """relu(conv(q) + other) becomes conv(q, other), written over `other`, if nobody reads that later."""
+    order = {node: position for position, node in enumerate(model.graph.nodes)}
+    summands: Any = add.args
+    first, second = sorted(summands, key=lambda node: order[node])
+    conv, own = module_of(second) if second.op == "call_module" else None, module_of(add)
+    readers = [user for user in first.users if user is not add]
+    fresh = first.op == "call_module" and isinstance(module_of(first), MixedConv2d)
+    if not (fresh and isinstance(conv, MixedConv2d) and len(second.users) == 1 and first is not second):
+        return
+    if conv.relu or len(second.args) > 1 or any(order[user] > order[second] for user in readers):
+        return
+    conv.relu, conv.ceiling = own.relu, own.ceiling  # type: ignore[assignment]
+    second.args = (second.args[0], first)
+    add.replace_all_uses_with(second)
+    model.graph.erase_node(add)

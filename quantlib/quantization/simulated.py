@@ -1,4 +1,4 @@
-"""Simulated quantization: float32 arithmetic on values that lie on integer grids, differentiable throughout."""
+"""Simulated quantization: float32 arithmetic on values that lie on integer grids, differentiable."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 from quantlib.quantization.affine import QParams, fake_quantize
 from quantlib.quantization.fused import FusedConv2d, FusedLinear
 from quantlib.quantization.graph import kind, module_of
-from quantlib.quantization.workflow import Prepared, naming, site_name, source
+from quantlib.quantization.sites import naming, site_name, source
+from quantlib.quantization.workflow import Prepared
 
 
 class FakeQuantize(nn.Module):

@@ -1,4 +1,4 @@
-"""The three verbs: prepare (place the observers), calibrate (show them data), convert (make a quantized network)."""
+"""The three verbs: prepare (place the observers), calibrate (show them data), convert (make integers)."""
 
 from __future__ import annotations
 
@@ -8,20 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from quantlib.errors import (
-    ConfigError,
-    NonFiniteError,
-    NotCalibratedError,
-    UnsupportedOperatorError,
-)
+from quantlib.errors import ConfigError, UnsupportedOperatorError
 from quantlib.progress import progress
 from quantlib.quantization.affine import QParams
-from quantlib.quantization.graph import fuse, is_canonical, kind, module_of, scope
+from quantlib.quantization.graph import fuse, is_canonical, kind, module_of
 from quantlib.quantization.observers import Observer
 from quantlib.quantization.qconfig import QConfig, check_name
-
-SHARING = ("pool", "flatten")
-"""Kinds that keep the grid of their input: they choose or average among its values, they make no new range."""
+from quantlib.quantization.sites import is_site, naming, site_name
 
 
 class Prepared(nn.Module):
@@ -88,60 +81,10 @@ class _Watching(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         observer = self.observers.get(site_name(n)) if n.op != "output" else None
-        if observer is not None and kind(n) not in SHARING:
+        if observer is not None:
             with naming(f"the activation {site_name(n)!r}"):
                 observer(value)
         return value
-
-
-class naming:
-    """Context: prefix the errors of an observer by what it was watching."""
-
-    def __init__(self, place: str) -> None:
-        self.place = place
-
-    def __enter__(self) -> None:
-        """Nothing to set up."""
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (NonFiniteError, NotCalibratedError)):
-            raise type(error)(f"At {self.place}: {error}") from error
-
-
-def site_name(node: fx.Node) -> str:
-    """The name of the tensor that a node makes: "input", or the operator's name."""
-    if node.op == "placeholder":
-        return "input"
-    if node.op == "call_module":
-        return str(node.target)
-    return f"{scope(node)}.{node.name}" if scope(node) else node.name
-
-
-def source(node: fx.Node) -> fx.Node:
-    """The node whose grid a tensor has: itself, or what a pooling or flattening started from."""
-    while kind(node) in SHARING:
-        node = node.args[0]  # type: ignore[assignment]
-    return node
-
-
-def is_site(node: fx.Node, quantize_output: bool = False) -> bool:
-    """Whether a node's tensor gets a grid of its own: it feeds an operator, or is one's result."""
-    if node.op == "output" or kind(node) in SHARING:
-        return False
-    readers = _readers(node)
-    feeds = any(kind(reader) for reader in readers)
-    is_result = any(reader.op == "output" for reader in readers)
-    if is_result and not feeds:
-        return quantize_output and bool(kind(node))
-    return feeds or bool(kind(node))
-
-
-def _readers(node: fx.Node) -> list[fx.Node]:
-    """Whoever reads a tensor, seen through poolings and flattenings."""
-    found: list[fx.Node] = []
-    for user in node.users:
-        found += _readers(user) if kind(user) in SHARING else [user]
-    return found
 
 
 def prepare(
@@ -162,7 +105,9 @@ def prepare(
     outputs = [node.args[0] for node in graph.graph.nodes if node.op == "output"]
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
     if len(inputs) != 1 or not isinstance(outputs[0], fx.Node):
-        raise UnsupportedOperatorError("quantlib quantizes networks of one input tensor and one output tensor.")
+        raise UnsupportedOperatorError(
+            "quantlib quantizes networks of one input and one output tensor; split this one."
+        )
     prepared = Prepared(graph, QConfig() if qconfig is None else qconfig).eval()
     if example is not None:
         _check_example(model, graph, example)
@@ -212,6 +157,3 @@ def convert(prepared: Prepared, kind: str = "simulated") -> nn.Module:
         raise ConfigError("kind='integer' does not exist in this version; use 'simulated' or 'mixed'.")
     check_name(kind, ("simulated", "mixed"), "kind")
     return to_simulated(prepared) if kind == "simulated" else to_mixed(prepared)
-
-
-__all__ = ["Prepared", "calibrate", "convert", "is_site", "prepare", "site_name", "source"]

@@ -1,0 +1,61 @@
+"""Sites: the tensors of a canonical graph that get a grid of their own, and their names."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from quantlib.errors import NonFiniteError, NotCalibratedError
+from quantlib.quantization.graph import kind, scope
+
+SHARING = ("pool", "flatten")
+"""Kinds that keep the grid of their input: they choose or average among its values."""
+
+
+class naming:
+    """Context: prefix the errors of an observer by what it was watching."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def __enter__(self) -> None:
+        """Nothing to set up."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (NonFiniteError, NotCalibratedError)):
+            raise type(error)(f"At {self.place}: {error}") from error
+
+
+def site_name(node: fx.Node) -> str:
+    """The name of the tensor that a node makes: "input", or the operator's name."""
+    if node.op == "placeholder":
+        return "input"
+    if node.op == "call_module":
+        return str(node.target)
+    return f"{scope(node)}.{node.name}" if scope(node) else node.name
+
+
+def source(node: fx.Node) -> fx.Node:
+    """The node whose grid a tensor has: itself, or what a pooling or flattening started from."""
+    while kind(node) in SHARING:
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def is_site(node: fx.Node, quantize_output: bool = False) -> bool:
+    """Whether a node's tensor gets a grid of its own: it feeds an operator, or is one's result."""
+    if node.op == "output" or kind(node) in SHARING:
+        return False
+    readers = _readers(node)
+    feeds = any(kind(reader) for reader in readers)
+    is_result = any(reader.op == "output" for reader in readers)
+    if is_result and not feeds:
+        return quantize_output and bool(kind(node))
+    return feeds or bool(kind(node))
+
+
+def _readers(node: fx.Node) -> list[fx.Node]:
+    """Whoever reads a tensor, seen through poolings and flattenings."""
+    found: list[fx.Node] = []
+    for user in node.users:
+        found += _readers(user) if kind(user) in SHARING else [user]
+    return found
