@@ -1,5 +1,7 @@
 """Figures of notebook 00: the study's result in one picture."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -11,36 +13,38 @@ from quantlib.study.palette import BLUE, ORANGE
 
 # The order is the order in the picture; a headline figure that is not named here is not drawn.
 DROPS = {
-    "w8a8_drop": "8 bits (this library)",
-    "w8a8_torch_ao_drop": "8 bits (torch.ao)",
-    "integer_drop": "8 bits, integers only",
+    "w8a8_drop": "8 bits,\nthis library",
+    "w8a8_torch_ao_drop": "8 bits,\ntorch.ao",
+    "integer_drop": "8 bits,\nintegers only",
     "w4a8_drop": "weights 4 bits",
     "w4a4_drop": "4 bits",
 }
 TIMES = {
-    "mixed_speedup_b64": "int8 inference, batch 64",
-    "calibration_speedup_vs_torch_ao": "calibration, against torch.ao",
+    "mixed_speedup_b64": "int8 inference,\nbatch 64",
+    "calibration_speedup_vs_torch_ao": "calibration,\nagainst torch.ao",
     "mixed_size_ratio": "smaller file",
 }
 
 
 @figure("00_result", "headline")
 def result(headline: pd.DataFrame) -> Figure:
-    """Accuracy lost (points) and what is gained (times), from headline.csv; what is not recorded is left out."""
+    """Accuracy lost (points) and what is gained (times); what is not recorded is left out."""
     rows = headline.drop_duplicates("name", keep="last").set_index("name")
     drawn, (left, right) = plots.canvas(_title(rows), ncols=2, figsize=(6.5, 2.8), width_ratios=(1.15, 1))
     _dots(left, rows, DROPS, "{:+.2f}")
     left.axvline(0, color="0.5", linewidth=1)
-    left.set_xlabel("accuracy lost (percentage points)")
+    left.set_xlabel("accuracy lost (points)")
     _dots(right, rows, TIMES, "{:.1f}x")
     right.axvline(1, color="0.5", linewidth=1)
-    right.set_xlabel("gained against FP32 or torch.ao (times)")
+    right.set_xlim(left=0)
+    right.set_xlabel("gained (times)")
     if "fp32_accuracy" in rows.index:
         base = rows.loc["fp32_accuracy"]
         plots.caption(
             drawn,
             f"FP32: {base['value']:.2f} % [{base['low']:.2f}, {base['high']:.2f}], n = {int(base['n']):,} "
-            "test images; losses on the same images; bars: 95 % interval, range over rounds for times",
+            "test images, the same for every loss\n"
+            "lines: 95 % intervals; for times, the range over all rounds",
         )
     return drawn
 
@@ -49,8 +53,8 @@ def _title(rows: pd.DataFrame) -> str:
     """The finding, as far as it is recorded."""
     if {"w8a8_drop", "mixed_speedup_b64"} <= set(rows.index):
         drop, speed = rows.at["w8a8_drop", "value"], rows.at["mixed_speedup_b64", "value"]
-        change = f"costs {drop:.2f} points" if drop > 0 else f"changes accuracy by {-drop:+.2f} points"
-        return f"Eight bits {change} and runs {speed:.1f} times as fast"
+        change = f"cost {drop:.2f} points" if drop > 0 else f"change accuracy by {-drop:+.2f} points"
+        return f"Eight bits {change} and run {speed:.1f} times as fast"
     return "What the study has recorded so far"
 
 
@@ -62,12 +66,13 @@ def _dots(ax: Axes, rows: pd.DataFrame, labels: dict[str, str], form: str) -> No
     for place, name in enumerate(reversed(known)):
         value, low, high = rows.loc[name, ["value", "low", "high"]].astype(float)
         ends = [value, value] if np.isnan(low) else [low, high]
-        ax.plot(ends, [place, place], color=ORANGE if "torch_ao_drop" in name else BLUE, linewidth=2)
-        ax.plot(value, place, "o", color=ORANGE if "torch_ao_drop" in name else BLUE)
-        ax.annotate(form.format(value), (value, place), xytext=(0, 7), textcoords="offset points", ha="center",
-                    fontsize=8.5)  # fmt: skip
+        paint = ORANGE if "torch_ao_drop" in name else BLUE
+        ax.plot(ends, [place, place], color=paint, linewidth=2)
+        ax.plot(value, place, "o", color=paint)
+        offset: dict[str, Any] = {"xytext": (0, 7), "textcoords": "offset points"}
+        ax.annotate(form.format(value), (value, place), ha="center", fontsize=8.5, **offset)
     ax.set_yticks(range(len(known)), [labels[name] for name in reversed(known)])
     ax.set_ylim(-0.6, max(len(known), 1) - 0.3)
-    ax.margins(x=0.2)
+    ax.margins(x=0.25)
     ax.grid(axis="y", visible=False)
     ax.grid(axis="x", visible=True)

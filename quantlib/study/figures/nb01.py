@@ -1,5 +1,7 @@
 """Figures of notebook 01: the network, its training, its accuracy and its numbers."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -14,14 +16,20 @@ def network(table: pd.DataFrame) -> Figure:
     """Share of the weights and of the multiplications of every stage."""
     wide = table.pivot(index="method", columns="metric", values="value").loc[table["method"].unique()]
     weights, work = wide["weights_share"], wide["macs_share"]
-    title = f"{weights.idxmax()} holds {weights.max():.0f} % of the weights; {work.idxmax()} does the most work"
-    drawn, ax = plots.canvas(title, ylabel="share of the network (%)")
+    title = (
+        f"{weights.idxmax()} holds {weights.max():.0f} % of the weights; {work.idxmax()} does the most work"
+    )
+    drawn, ax = plots.canvas(title, ylabel="share (%)", figsize=(6.5, 2.6))
     places = np.arange(len(wide))
-    for shift, column, paint, name in ((-0.2, weights, BLUE, "weights"), (0.2, work, ORANGE, "multiplications")):
+    for shift, column, paint, name in (
+        (-0.2, weights, BLUE, "weights"),
+        (0.2, work, ORANGE, "multiplications"),
+    ):
         bars = ax.bar(places + shift, column, 0.38, color=paint, label=name)
         ax.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
     ax.set_xticks(places, wide.index)
     ax.legend(loc="upper left")
+    ax.margins(y=0.1)
     plots.caption(drawn, "ResNet-50 for 32x32 images; counted, not measured")
     return drawn
 
@@ -31,7 +39,7 @@ def training(log: pd.DataFrame) -> Figure:
     """Validation accuracy and training loss, epoch by epoch; a line where the images become larger."""
     best = log.loc[log["validation_accuracy"].idxmax()]
     title = f"Validation accuracy peaks at {best['validation_accuracy']:.2f} % in epoch {best['epoch']:.0f}"
-    drawn, (ax, below) = plots.canvas(title, nrows=2, sharex=True, figsize=(6.5, 4.2))
+    drawn, (ax, below) = plots.canvas(title, nrows=2, sharex=True, figsize=(6.5, 3.4))
     ax.plot(log["epoch"], log["validation_accuracy"], "o-", color=BLUE, markersize=3)
     ax.set_ylabel("validation\naccuracy (%)")
     below.plot(log["epoch"], log["loss"], "o-", color=GREY, markersize=3)
@@ -41,8 +49,9 @@ def training(log: pd.DataFrame) -> Figure:
         for panel in (ax, below):
             panel.axvline(epoch - 0.5, color=ORANGE, linewidth=1)
         side = int(log.loc[log["epoch"] == epoch, "resolution"].iloc[0])
-        ax.annotate(f"{side}x{side} pixels", (epoch - 0.5, ax.get_ylim()[0]), xytext=(-4, 6), ha="right",
-                    textcoords="offset points", color=ORANGE, fontsize=8.5)  # fmt: skip
+        text, spot = f"from here {side}x{side} pixels", (epoch - 0.5, ax.get_ylim()[0])
+        offset: dict[str, Any] = {"xytext": (-4, 6), "textcoords": "offset points"}
+        ax.annotate(text, spot, ha="right", color=ORANGE, fontsize=8.5, **offset)
     plots.caption(drawn, "averaged weights, n = 5,000 validation images; the loss includes label smoothing")
     return drawn
 
@@ -51,18 +60,26 @@ def training(log: pd.DataFrame) -> Figure:
 def classes(table: pd.DataFrame) -> Figure:
     """Accuracy of every class with its Wilson interval, best on top."""
     rows = table[(table["metric"] == "accuracy") & (table["part"] != "all")].sort_values("value")
-    whole = table[(table["metric"] == "accuracy") & (table["method"] == "fp32") & (table["part"] == "all")].iloc[0]
+    whole = table[
+        (table["metric"] == "accuracy") & (table["method"] == "fp32") & (table["part"] == "all")
+    ].iloc[0]
     worst, best = rows.iloc[0], rows.iloc[-1]
-    title = f"{worst['part'].capitalize()}s are hardest ({worst['value']:.1f} %), {best['part']}s easiest"
-    drawn, ax = plots.canvas(title, "accuracy (%)", "")
+    ends = [f"{row['part']} ({row['value']:.1f} %)" for row in (worst, best)]
+    title = f"Hardest class: {ends[0]}; easiest: {ends[1]}"
+    drawn, ax = plots.canvas(title, "accuracy (%)", "", figsize=(6.5, 3.0))
     ax.axvline(whole["value"], color="0.75", linewidth=1.2, zorder=1)
     error = np.vstack([rows["value"] - rows["low"], rows["high"] - rows["value"]]).clip(0)
     ax.errorbar(rows["value"], rows["part"], xerr=error, fmt="o", color=look("fp32").colour, zorder=3)
-    ax.annotate("all", (whole["value"], len(rows) - 0.4), color="0.45", ha="center", fontsize=8.5)
+    ax.set_ylim(-0.7, len(rows) - 0.3)
+    ax.annotate(
+        "all", (whole["value"], -0.6), xytext=(3, 0), textcoords="offset points", color="0.45", fontsize=8.5
+    )
     ax.grid(axis="y", visible=False)
     ax.grid(axis="x", visible=True)
     each = f"{rows['n'].min()} to {rows['n'].max()}" if rows["n"].nunique() > 1 else f"{rows['n'].iloc[0]:,}"
-    plots.caption(drawn, f"FP32, n = {each} test images a class, {int(whole['n']):,} in all; 95 % Wilson intervals")
+    plots.caption(
+        drawn, f"FP32, n = {each} test images a class, {int(whole['n']):,} in all; 95 % Wilson intervals"
+    )
     return drawn
 
 
@@ -72,14 +89,19 @@ def reliability(table: pd.DataFrame) -> Figure:
     gap = float((table["n"] * (table["confidence"] - table["value"])).sum() / table["n"].sum())
     word = "too modest" if gap < 0 else "too sure of itself"
     drawn, ax = plots.canvas(
-        f"The network is {word}, by {abs(gap):.1f} points on average", "confidence (%)", "accuracy (%)"
-    )
+        f"The network is {word}, by {abs(gap):.1f} points on average", "confidence (%)", "accuracy (%)",
+        figsize=(6.5, 3.0),
+    )  # fmt: skip
     ax.plot([0, 100], [0, 100], color="0.7", linewidth=1, zorder=1)
-    ax.annotate("calibrated", (30, 30), xytext=(4, -12), textcoords="offset points", color="0.45", fontsize=8.5)
+    ax.text(
+        0.99, 0.04, "on the line: calibrated", transform=ax.transAxes, ha="right", color="0.45", fontsize=8.5
+    )
     error = np.vstack([table["value"] - table["low"], table["high"] - table["value"]]).clip(0)
     ax.errorbar(table["confidence"], table["value"], yerr=error, fmt="none", ecolor=look("fp32").colour)
     sizes = 12 + 160 * table["n"] / table["n"].max()
-    ax.scatter(table["confidence"], table["value"], s=sizes, color=look("fp32").colour, zorder=3)
+    ax.scatter(
+        table["confidence"], table["value"], s=sizes, color=look("fp32").colour, zorder=3, clip_on=False
+    )
     ax.set_xlim(left=max(0, table["confidence"].min() - 8), right=102)
     ax.set_ylim(-3, 103)
     n = int(table["n"].sum())
@@ -94,7 +116,9 @@ def distributions(table: pd.DataFrame) -> Figure:
     layers = list(found["layer"].drop_duplicates())
     middle = found.groupby("method")["value"].median()
     title = f"Median kurtosis: weights {middle['weights']:.1f}, activations {middle['activations']:.1f}"
-    drawn, ax = plots.canvas(title, "layer, from the input to the output", "kurtosis (log scale)")
+    drawn, ax = plots.canvas(
+        title, "layer, from the input to the output", "kurtosis (log scale)", figsize=(6.5, 3.2)
+    )
     ax.set_yscale("log")
     for method in ("weights", "activations"):
         part = found[found["method"] == method]
@@ -103,12 +127,17 @@ def distributions(table: pd.DataFrame) -> Figure:
                 color=face.colour, label=face.label)  # fmt: skip
     for height, name in ((1.8, "uniform"), (3.0, "normal"), (6.0, "Laplace")):
         ax.axhline(height, color="0.6", linewidth=0.9, linestyle="--", zorder=1)
-        ax.annotate(name, (len(layers), height), xytext=(2, 2), textcoords="offset points", color="0.4", fontsize=8)
-    starts = [place for place, name in enumerate(layers) if name.endswith(".0.conv1") or name in ("conv1", "fc")]
+        ax.annotate(
+            name, (len(layers), height), xytext=(2, 2), textcoords="offset points", color="0.4", fontsize=8
+        )
+    starts = [place for place, name in enumerate(layers) if name.endswith(".0.conv1") or name == "fc"]
     ax.set_xticks(starts, [layers[place].split(".")[0] for place in starts])
     ax.set_yticks([2, 5, 10, 20, 50, 100], ["2", "5", "10", "20", "50", "100"])
     ax.minorticks_off()
+    ax.set_ylim(1.5, 3 * found["value"].max())
     ax.set_xlim(-1, len(layers) + 5)
     ax.legend(loc="upper center", ncols=2)
-    plots.caption(drawn, f"each layer's weights and its input, n = {int(found['n'].max())} calibration images")
+    plots.caption(
+        drawn, f"each layer's weights and its input, n = {int(found['n'].max())} calibration images"
+    )
     return drawn
