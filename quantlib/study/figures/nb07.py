@@ -27,7 +27,7 @@ def sqnr_by_layer(layers: pd.DataFrame) -> Figure:
         ax.annotate(label, (len(wide) - 1, wide[name].iloc[-1]), xytext=(7, 0), textcoords="offset points",
                     color=colour, va="center", fontweight="bold", annotation_clip=False)  # fmt: skip
     ax.set_ylim(bottom=0)
-    plots.caption(made, f"mixed, W8A8; {int(layers['n'].iloc[0])} validation images")
+    plots.caption(made, f"simulated, W8A8; {int(layers['n'].iloc[0])} validation images")
     return made
 
 
