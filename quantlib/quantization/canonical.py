@@ -54,6 +54,27 @@ KIND_OF: dict[type[nn.Module], str] = {
 """Operator kind of each canonical module; also the name of an operator that had none in the model."""
 
 
+def kind(node: fx.Node) -> str:
+    """Operator kind of a node: conv, linear, add, concat, pool, relu, flatten; "" for anything else."""
+    if node.op != "call_module":
+        return ""
+    module = module_of(node)
+    return "" if canonical_modules(module) is None else KIND_OF.get(type(module), "")
+
+
+def module_of(node: fx.Node) -> nn.Module:
+    """The module that a call_module node calls."""
+    root = node.graph.owning_module
+    assert root is not None
+    return root.get_submodule(str(node.target))
+
+
+def scope(node: fx.Node) -> str:
+    """Path of the module in whose forward the node runs; "" at the top."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(next(reversed(stack.values()))[0]) if stack else ""
+
+
 def tensor_inputs(node: fx.Node) -> list[fx.Node]:
     """The tensors that an operator reads, in order."""
     if node.target in CATS:
@@ -79,7 +100,7 @@ def works_in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 def modules_for(node: fx.Node, modules: Mapping[str, nn.Module]) -> list[nn.Module] | None:
     """The canonical modules that do what `node` does, one after the other; [] to drop it, None if unknown."""
     if node.op == "call_module":
-        return _from_module(modules[str(node.target)])
+        return canonical_modules(modules[str(node.target)])
     if node.op not in ("call_function", "call_method") or not tensor_inputs(node):
         return None
     for targets, build in CALLS:
@@ -88,7 +109,8 @@ def modules_for(node: fx.Node, modules: Mapping[str, nn.Module]) -> list[nn.Modu
     return None
 
 
-def _from_module(module: Any) -> list[nn.Module] | None:
+def canonical_modules(module: Any) -> list[nn.Module] | None:
+    """The canonical form of one module; [] to drop it, None if unknown."""
     kind = type(module)
     if kind in DROPPED:
         return []

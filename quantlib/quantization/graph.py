@@ -11,7 +11,10 @@ from quantlib.errors import ConfigError, UnsupportedOperatorError
 from quantlib.quantization.canonical import (
     KEPT,
     KIND_OF,
+    kind,
+    module_of,
     modules_for,
+    scope,
     tensor_inputs,
     works_in_place,
 )
@@ -122,26 +125,6 @@ def unsupported(model: nn.Module) -> list[str]:
     return _left_over(traced)
 
 
-def kind(node: fx.Node) -> str:
-    """Operator kind of a node: conv, linear, add, concat, pool, relu, flatten; "" for anything else."""
-    if node.op != "call_module":
-        return ""
-    return KIND_OF.get(type(module_of(node)), "")
-
-
-def module_of(node: fx.Node) -> nn.Module:
-    """The module that a call_module node calls."""
-    root = node.graph.owning_module
-    assert root is not None
-    return root.get_submodule(str(node.target))
-
-
-def scope(node: fx.Node) -> str:
-    """Path of the module in whose forward the node runs; "" at the top."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return str(next(reversed(stack.values()))[0]) if stack else ""
-
-
 def _canonicalize(traced: fx.GraphModule) -> None:
     """Replace every node that has canonical modules by them, one module object per call."""
     modules = dict(traced.named_modules())
@@ -151,7 +134,7 @@ def _canonicalize(traced: fx.GraphModule) -> None:
         inputs = tensor_inputs(node)
         if node.op != "placeholder" and inputs and works_in_place(node, modules):
             _hide_old_value(inputs[0], node)
-        if replacement is None:
+        if replacement is None or _stands(node, replacement, modules, taken):
             continue
         last = inputs[0]
         for position, module in enumerate(replacement):
@@ -163,6 +146,17 @@ def _canonicalize(traced: fx.GraphModule) -> None:
         node.replace_all_uses_with(last)
         traced.graph.erase_node(node)
     traced.graph.eliminate_dead_code()
+
+
+def _stands(
+    node: fx.Node, replacement: list[nn.Module], modules: dict[str, nn.Module], taken: set[str]
+) -> bool:
+    """Whether a node already calls its canonical module, for the first time; takes the name if so."""
+    name = str(node.target)
+    stands = node.op == "call_module" and replacement == [modules[name]] and name not in taken
+    if stands:
+        taken.add(name)
+    return stands
 
 
 def _hide_old_value(old: fx.Node, overwriting: fx.Node) -> None:
@@ -244,3 +238,16 @@ def _finished(traced: fx.GraphModule) -> fx.GraphModule:
     traced.graph.lint()
     traced.recompile()
     return traced.eval()
+
+
+__all__ = [
+    "fold_batch_norm",
+    "fold_weights",
+    "fuse",
+    "is_canonical",
+    "kind",
+    "module_of",
+    "scope",
+    "trace",
+    "unsupported",
+]

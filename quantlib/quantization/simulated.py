@@ -113,12 +113,13 @@ def to_simulated(prepared: Prepared) -> fx.GraphModule:
     """
     model = copy.deepcopy(prepared.graph_module)
     for name, observer in prepared.weights.items():
-        with naming(f"the weight of {name}"):
+        with naming(f"the weight of {name!r}"):
             model.set_submodule(name, simulated_layer(model.get_submodule(name), observer.qparams()))
     grids = {name: prepared.qparams(name) for name in prepared.activations}
-    for node in list(model.graph.nodes):
-        grid = grids.get(site_name(source(node))) if node.op != "output" else None
-        if grid is not None and needs_rounding(node):
+    operators = [node for node in model.graph.nodes if node.op != "output" and needs_rounding(node)]
+    placed = {node: grids.get(site_name(source(node))) for node in operators}
+    for node, grid in placed.items():
+        if grid is not None:
             _insert_after(model, node, grid)
     model.graph.lint()
     model.recompile()

@@ -44,7 +44,7 @@ class Prepared(nn.Module):
             config = self.qconfig.for_layer(site_name(node), kind(node))
             if kind(node) in ("conv", "linear") and config.weight is not None:
                 observer = config.weight.observer_instance(axis=0)
-                with naming(f"the weight of {node.target}"):
+                with naming(f"the weight of {str(node.target)!r}"):
                     observer(module_of(node).weight)
                 self.weights[str(node.target)] = observer
             if config.activation is not None and is_site(node, self.qconfig.quantize_output):

@@ -1,0 +1,174 @@
+import pytest
+import torch
+import torchvision
+from tests.quantization.networks import Block, Excited, InPlaceShortcut, Spellings, Tiny, randomize
+from torch import nn
+
+from quantlib.errors import ConfigError, UnsupportedOperatorError
+from quantlib.quantization.fused import FusedAdd, FusedConv2d
+from quantlib.quantization.graph import fold_batch_norm, fuse, kind, trace, unsupported
+from quantlib.subject.models import build
+
+MODELS = {
+    "tiny": (Tiny, 16),
+    "spellings": (Spellings, 16),
+    "in_place": (InPlaceShortcut, 8),
+    "resnet20": (lambda: build("resnet20"), 32),
+    "squeezenet": (lambda: build("squeezenet"), 32),
+    "resnet18": (lambda: torchvision.models.resnet18(weights=None), 64),
+    "vgg11_bn": (lambda: _without_classifier(torchvision.models.vgg11_bn(weights=None)), 32),
+    "squeezenet1_1": (lambda: torchvision.models.squeezenet1_1(weights=None), 64),
+    "googlenet": (lambda: torchvision.models.googlenet(aux_logits=False, init_weights=False), 64),
+    "mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(weights=None), 64),
+}
+
+
+def _without_classifier(vgg):
+    """The 120 M parameters of VGG's head prove nothing that a small one does not."""
+    vgg.classifier = nn.Sequential(nn.Linear(512 * 49, 16), nn.ReLU(True), nn.Dropout(), nn.Linear(16, 10))
+    return vgg
+
+
+@pytest.fixture(params=MODELS)
+def network(request):
+    torch.manual_seed(0)
+    make, size = MODELS[request.param]
+    return randomize(make()).double(), torch.randn(2, 3, size, size, dtype=torch.float64)
+
+
+@torch.no_grad()
+def test_fold_and_fuse_keep_the_function(network):
+    model, x = network
+    wanted = model(x)
+    for changed in (fold_batch_norm(model), fuse(model), fuse(model, relu=False), fuse(fuse(model))):
+        assert torch.allclose(changed(x), wanted, rtol=1e-9, atol=1e-9 * wanted.abs().max())
+
+
+def test_everything_is_a_canonical_module_and_batch_norm_is_gone(network):
+    model, _ = network
+    fused = fuse(model)
+    assert all(kind(node) for node in fused.graph.nodes if node.op not in ("placeholder", "output"))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    names = [node.target for node in fused.graph.nodes if node.op == "call_module"]
+    assert len(names) == len(set(names)), "an operator shares its module, so it would share its observer"
+    assert unsupported(model) == []
+
+
+def test_layers_keep_their_names_and_additions_get_one():
+    fused = fuse(build("resnet20").eval())
+    layers = [n.target for n in fused.graph.nodes if kind(n) in ("conv", "linear")]
+    expected = [n for n, m in build("resnet20").named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    assert sorted(layers) == sorted(expected)
+    assert fused.get_submodule("layer1.0.add").relu
+
+
+def test_relu_is_fused_into_conv_and_add_or_left_alone():
+    fused, apart = fuse(randomize(Tiny())), fuse(randomize(Tiny()), relu=False)
+    assert [n.target for n in fused.graph.nodes if kind(n) == "relu"] == []
+    assert [n.target for n in apart.graph.nodes if kind(n) == "relu"] == ["relu", "relu_1", "relu_2"]
+    assert fused.conv1.relu and fused.add.relu and not fused.conv3.relu and not apart.conv1.relu
+    assert isinstance(fused.conv1, FusedConv2d) and isinstance(fused.add, FusedAdd)
+
+
+def test_relu6_becomes_a_ceiling():
+    fused = fuse(Spellings().eval())
+    assert fused.get_submodule("left_1").ceiling == 6.0 and fused.get_submodule("right").ceiling is None
+
+
+def test_fold_keeps_relu_and_unfoldable_batch_norms():
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return self.bn(torch.relu(self.conv(x)))
+
+    folded = fold_batch_norm(Late().eval())
+    assert isinstance(folded.bn, nn.BatchNorm2d)
+    with pytest.raises(UnsupportedOperatorError, match=r"bn \(BatchNorm2d\) at bn"):
+        fuse(Late().eval())
+
+
+def test_a_shared_convolution_is_not_folded_twice():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.a, self.b = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.b(self.conv(self.a(self.conv(x))))
+
+    model, x = randomize(Shared()).double(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    for changed in (fold_batch_norm(model), fuse(model)):
+        assert torch.allclose(changed(x), model(x), atol=1e-12)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fuse(model).modules())
+
+
+def test_the_model_is_never_changed():
+    model = randomize(Tiny())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fused = fuse(model)
+    with torch.no_grad():
+        fused.conv1.weight.zero_()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert isinstance(model.bn1, nn.BatchNorm2d)
+
+
+def test_every_unsupported_operator_is_listed_with_its_place():
+    found = unsupported(Excited().eval())
+    assert found == [
+        "block_gate (Sigmoid) at block.gate",
+        "mul (mul) at block",
+    ]
+    with pytest.raises(UnsupportedOperatorError, match=r"Sigmoid\) at block.gate.*mul\) at block"):
+        fuse(Excited().eval())
+
+
+def test_unsupported_operators_can_stay_in_float():
+    model, x = Excited().eval(), torch.randn(2, 3, 8, 8)
+    assert torch.allclose(fuse(model, unsupported="float")(x), model(x), atol=1e-6)
+    with pytest.raises(ConfigError, match="'error' or 'float'"):
+        fuse(model, unsupported="ignore")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(3, 3, 2, padding="same"),
+        nn.MaxPool2d(2, return_indices=True),
+        nn.ConvTranspose2d(3, 3, 2),
+        nn.Flatten(0),
+    ],
+)
+def test_what_looks_alike_but_is_not_supported(odd):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.odd = odd
+
+        def forward(self, x):
+            return self.odd(x)
+
+    assert unsupported(Odd().eval()) == [f"odd ({type(odd).__name__}) at odd"]
+
+
+def test_untraceable_and_train_mode_are_refused():
+    class Branches(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(UnsupportedOperatorError, match="cannot trace Branches"):
+        trace(Branches().eval())
+    with pytest.raises(ConfigError, match=r"call model.eval\(\) first"):
+        trace(Tiny())
+    half = Tiny().eval()
+    half.bn1.train()
+    with pytest.raises(ConfigError, match="train mode"):
+        fuse(half)
+
+
+def test_a_block_inside_keeps_its_scope_in_names():
+    names = [n.target for n in fuse(nn.Sequential(Block()).eval(), unsupported="float").graph.nodes]
+    assert "0.conv" in names and "0.pool" in names

@@ -1,0 +1,185 @@
+import pytest
+import torch
+from torch import nn
+
+from quantlib.errors import ConfigError, NonFiniteError, NotCalibratedError, UnsupportedOperatorError
+from quantlib.quantization.fused import FusedConv2d
+from quantlib.quantization.graph import fuse
+from quantlib.quantization.observers import make_observer
+from quantlib.quantization.qconfig import QConfig, Scheme
+from quantlib.quantization.workflow import calibrate, convert, prepare
+from quantlib.subject.models import build
+from tests.quantization.networks import Excited, Spellings, Tiny, randomize
+
+MINMAX = QConfig(activation=Scheme(observer="minmax"))
+
+
+@pytest.fixture
+def images():
+    return torch.randn(8, 3, 16, 16)
+
+
+def test_observers_by_name_after_the_fused_relu(images):
+    prepared = calibrate(prepare(randomize(Tiny()), MINMAX, example=images), [images])
+    assert list(prepared.activations) == ["input", "conv1", "conv2", "shortcut", "add", "conv3", "add_1"]
+    assert list(prepared.weights) == ["conv1", "conv2", "shortcut", "conv3", "fc"]
+    low, high = prepared.activations["conv1"].range()
+    assert low == 0 and high > 0 and prepared.activations["conv1"].qparams().zero_point == 0
+    assert prepared.activations["conv3"].range()[0] < 0  # no ReLU there
+    assert torch.equal(prepared.activations["input"].range()[1], images.max())
+
+
+def test_forward_is_the_float_network_and_observes(images):
+    model = randomize(Tiny())
+    prepared = prepare(model, MINMAX)
+    assert torch.allclose(prepared(images), model(images), atol=1e-5)
+    assert prepared.activations["add_1"].minimum == 0
+
+
+def test_batches_may_carry_labels(images):
+    plain = calibrate(prepare(randomize(Tiny()), MINMAX), [images[:4], images[4:]])
+    torch.manual_seed(0)
+    labelled = calibrate(prepare(plain.graph_module, MINMAX), [(images[:4], 1), [images[4:], 2]])
+    assert torch.equal(plain.qparams("conv3").scale, labelled.qparams("conv3").scale)
+
+
+def test_the_output_stays_float_unless_asked():
+    assert "fc" not in prepare(randomize(Tiny()), MINMAX).activations
+    asked = QConfig(activation=Scheme(observer="minmax"), quantize_output=True)
+    assert "fc" in prepare(randomize(Tiny()), asked).activations
+    squeezenet = prepare(build("squeezenet").eval(), MINMAX)
+    assert "classifier.1" not in squeezenet.activations  # the average pool behind it makes the logits
+
+
+def test_an_observer_can_be_exchanged(images):
+    prepared = prepare(randomize(Tiny()), MINMAX)
+    prepared.set_observer("conv1", make_observer("recording"))
+    calibrate(prepared, [images, images])
+    assert len(prepared.activations["conv1"].recorded) == 2
+    with pytest.raises(ConfigError, match="did you mean 'conv1'"):
+        prepared.set_observer("conv_1", make_observer("minmax"))
+
+
+def test_overrides_of_none_leave_float(images):
+    config = QConfig(
+        activation=Scheme(observer="minmax"),
+        by_type={"add": None},
+        by_name={"fc": None, "conv2": QConfig(weight=Scheme(bits=4, symmetric=True), activation=None)},
+    )
+    prepared = prepare(randomize(Tiny()), config)
+    assert set(prepared.activations) == {"input", "conv1", "shortcut", "conv3"}
+    assert set(prepared.weights) == {"conv1", "conv2", "shortcut", "conv3"}
+    assert prepared.weights["conv2"].quant_max == 7
+    simulated = convert(calibrate(prepared, [images]))
+    assert type(simulated.fc).__name__ == "FusedLinear"
+
+
+@pytest.mark.parametrize("kind", ["simulated", "mixed"])
+def test_everything_float_is_the_float_network(images, kind):
+    model = randomize(Tiny())
+    prepared = calibrate(prepare(model, QConfig(weight=None, activation=None)), [images])
+    assert torch.allclose(convert(prepared, kind)(images), model(images), atol=1e-5)
+
+
+def test_unknown_layer_names_are_refused_with_the_closest():
+    with pytest.raises(ConfigError, match="did you mean 'shortcut'"):
+        prepare(randomize(Tiny()), QConfig(by_name={"shortcutt": None}))
+
+
+def test_wrong_order(images):
+    prepared = prepare(randomize(Tiny()), MINMAX)
+    for kind in ("simulated", "mixed"):
+        with pytest.raises(NotCalibratedError, match=r"'input'.*run calibrate"):
+            convert(prepared, kind)
+    with pytest.raises(ConfigError, match="prepare, calibrate, then convert"):
+        convert(Tiny())
+    with pytest.raises(ConfigError, match="what prepare returned"):
+        calibrate(Tiny(), [images])
+
+
+def test_unknown_kind(images):
+    prepared = calibrate(prepare(randomize(Tiny()), MINMAX), [images])
+    with pytest.raises(ConfigError, match="did you mean 'mixed'"):
+        convert(prepared, "mixd")
+    with pytest.raises(ConfigError, match="integer"):
+        convert(prepared, "integer")
+
+
+def test_calibrate_wants_at_least_one_batch():
+    with pytest.raises(ConfigError, match="no batches"):
+        calibrate(prepare(randomize(Tiny()), MINMAX), [])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_non_finite_activations_name_the_layer(images, bad):
+    prepared = prepare(randomize(Tiny()), MINMAX)
+    with torch.no_grad():
+        prepared.graph_module.conv2.bias[3] = bad
+    with pytest.raises(NonFiniteError, match="'conv2'"):
+        calibrate(prepared, [images])
+
+
+def test_non_finite_weights_name_the_layer():
+    model = randomize(Tiny())
+    with torch.no_grad():
+        model.conv3.weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match="weight of 'conv3'"):
+        prepare(model, MINMAX)
+
+
+def test_train_mode_is_refused():
+    with pytest.raises(ConfigError, match="train mode"):
+        prepare(Tiny(), MINMAX)
+
+
+def test_an_example_catches_a_graph_that_computes_something_else(images):
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.calls = nn.Conv2d(3, 3, 1), 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.conv(x) if self.calls < 2 else torch.relu(self.conv(x))
+
+    with pytest.raises(UnsupportedOperatorError, match="does not compute"):
+        model = Counting().eval()
+        model.calls = 5
+        graph = fuse(model)
+        model.calls = -9
+        from quantlib.quantization import workflow
+
+        workflow._check_example(model, graph, images)
+
+
+def test_two_inputs_are_refused():
+    class Pair(nn.Module):
+        def forward(self, a, b):
+            return a + b
+
+    with pytest.raises(UnsupportedOperatorError, match="one input"):
+        prepare(Pair().eval())
+
+
+def test_unsupported_operators_in_float(images):
+    prepared = calibrate(prepare(Excited().eval(), MINMAX, unsupported="float"), [images])
+    assert list(prepared.activations) == ["input", "stem", "block.conv", "block.mul"]
+    wanted = prepared(images)
+    for kind in ("simulated", "mixed"):
+        assert torch.allclose(convert(prepared, kind)(images), wanted, atol=0.05 * float(wanted.abs().max()))
+    with pytest.raises(UnsupportedOperatorError, match="mul"):
+        prepare(Excited().eval(), MINMAX)
+
+
+def test_a_fused_graph_is_taken_as_it_is(images):
+    apart = fuse(randomize(Tiny()), relu=False)
+    prepared = calibrate(prepare(apart, MINMAX), [images])
+    assert "relu" in prepared.activations and prepared.activations["conv1"].range()[0] < 0
+    assert isinstance(prepared.graph_module.conv1, FusedConv2d) and not prepared.graph_module.conv1.relu
+    assert torch.isfinite(convert(prepared)(images)).all()
+
+
+def test_observers_move_with_the_network(images):
+    prepared = calibrate(prepare(randomize(Spellings()), MINMAX), [images])
+    prepared.to(torch.float64)
+    assert prepared.activations["conv"].maximum.dtype == torch.float64
