@@ -79,16 +79,17 @@ class AciqObserver(Observer):
     def observe(self, x: Tensor, low: Tensor, high: Tensor) -> None:
         """Add the moments of one batch."""
         self.widen(low, high)
-        total = float(x.sum(dtype=torch.float64))
+        total = float(x.sum())
         self.count += x.numel()
         self.nonzero += int(torch.count_nonzero(x))
         self.sum += total
         if self.distribution == "laplace":
-            self.absolute += float(torch.linalg.vector_norm(x, 1, dtype=torch.float64))
-            self.deviation += float(torch.linalg.vector_norm(x - total / x.numel(), 1, dtype=torch.float64))
+            self.absolute += total if low >= 0 else float(x.abs().sum())
+            self.deviation += float((x - total / x.numel()).abs_().sum())
         else:
-            # In float64: the square of a large float32 leaves its range.
-            self.square += float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
+            # Divided by the extreme first: the square of a large float32 leaves its range.
+            extreme = float(torch.maximum(-low, high)) or 1.0
+            self.square += float((x / extreme).square_().sum()) * extreme**2
 
     def choose(self) -> tuple[Tensor, Tensor]:
         """Centre and width of the curve, times the optimal clip, cut to the observed extremes."""
