@@ -241,13 +241,6 @@ def _finished(traced: fx.GraphModule) -> fx.GraphModule:
 
 
 __all__ = [
-    "fold_batch_norm",
-    "fold_weights",
-    "fuse",
-    "is_canonical",
-    "kind",
-    "module_of",
-    "scope",
-    "trace",
+    "fold_batch_norm", "fold_weights", "fuse", "is_canonical", "kind", "module_of", "scope", "trace",
     "unsupported",
-]
+]  # fmt: skip

@@ -45,17 +45,17 @@ def is_site(node: fx.Node, quantize_output: bool = False) -> bool:
     """Whether a node's tensor gets a grid of its own: it feeds an operator, or is one's result."""
     if node.op == "output" or kind(node) in SHARING:
         return False
-    readers = _readers(node)
-    feeds = any(kind(reader) for reader in readers)
-    is_result = any(reader.op == "output" for reader in readers)
+    found = readers(node)
+    feeds = any(kind(reader) for reader in found)
+    is_result = any(reader.op == "output" for reader in found)
     if is_result and not feeds:
         return quantize_output and bool(kind(node))
     return feeds or bool(kind(node))
 
 
-def _readers(node: fx.Node) -> list[fx.Node]:
+def readers(node: fx.Node) -> list[fx.Node]:
     """Whoever reads a tensor, seen through poolings and flattenings."""
     found: list[fx.Node] = []
     for user in node.users:
-        found += _readers(user) if kind(user) in SHARING else [user]
+        found += readers(user) if kind(user) in SHARING else [user]
     return found

@@ -13,8 +13,8 @@ from quantlib.progress import progress
 from quantlib.quantization.affine import QParams
 from quantlib.quantization.graph import fuse, is_canonical, kind, module_of
 from quantlib.quantization.observers import Observer
-from quantlib.quantization.qconfig import QConfig, check_name
-from quantlib.quantization.sites import is_site, naming, site_name
+from quantlib.quantization.qconfig import FLOAT, QConfig, Scheme, check_name
+from quantlib.quantization.sites import is_site, naming, readers, site_name
 
 
 class Prepared(nn.Module):
@@ -47,8 +47,16 @@ class Prepared(nn.Module):
                 with naming(f"the weight of {str(node.target)!r}"):
                     observer(module_of(node).weight)
                 self.weights[str(node.target)] = observer
-            if config.activation is not None and is_site(node, self.qconfig.quantize_output):
-                self.activations[site_name(node)] = config.activation.observer_instance(axis=1)
+            scheme = self._activation_scheme(node, config)
+            if scheme is not None and is_site(node, self.qconfig.quantize_output):
+                self.activations[site_name(node)] = scheme.observer_instance(axis=1)
+
+    def _activation_scheme(self, node: fx.Node, config: QConfig) -> Scheme | None:
+        """The scheme of a node's output; a layer left in float32 obliges the integer layers that read it."""
+        if config is not FLOAT:
+            return config.activation
+        configs = [self.qconfig.for_layer(site_name(reader), kind(reader)) for reader in readers(node)]
+        return next((wish.activation for wish in configs if wish.weight is not None), None)
 
     def set_observer(self, name: str, observer: Observer) -> None:
         """Put another observer in the place of the activation observer `name`; ConfigError if unknown."""

@@ -1,13 +1,13 @@
 import pytest
 import torch
 import torchvision
-from tests.quantization.networks import Block, Excited, InPlaceShortcut, Spellings, Tiny, randomize
 from torch import nn
 
 from quantlib.errors import ConfigError, UnsupportedOperatorError
 from quantlib.quantization.fused import FusedAdd, FusedConv2d
 from quantlib.quantization.graph import fold_batch_norm, fuse, kind, trace, unsupported
 from quantlib.subject.models import build
+from tests.quantization.networks import Block, Excited, InPlaceShortcut, Spellings, Tiny, randomize
 
 MODELS = {
     "tiny": (Tiny, 16),

@@ -30,11 +30,16 @@ def test_signed_follows_symmetry_unless_given():
 
 def test_name_beats_type_beats_default():
     four, two = Scheme(bits=4, symmetric=True), Scheme(bits=2, symmetric=True)
-    config = QConfig(by_type={"conv": QConfig(weight=four)}, by_name={"conv1": QConfig(weight=two), "fc": None})
+    config = QConfig(
+        by_type={"conv": QConfig(weight=four)}, by_name={"conv1": QConfig(weight=two), "fc": None}
+    )
     assert config.for_layer("conv1", "conv").weight.bits == 2
     assert config.for_layer("layer1.0.conv1", "conv").weight.bits == 4
     assert config.for_layer("classifier", "linear").weight.bits == 8
-    assert config.for_layer("fc", "linear").weight is None and config.for_layer("fc", "linear").activation is None
+    assert (
+        config.for_layer("fc", "linear").weight is None
+        and config.for_layer("fc", "linear").activation is None
+    )
 
 
 def test_unknown_type_and_name_suggest_the_closest():

@@ -95,7 +95,9 @@ def test_gradients_reach_weights_straight_through(prepared):
     assert all(g is not None and g.abs().sum() > 0 for g in gradients.values()), gradients.keys()
     by_hand = ByHand(prepared)
     by_hand.run(x).square().sum().backward()
-    assert torch.allclose(prepared.graph_module.conv2.weight.grad, gradients["conv2.weight"], rtol=1e-4, atol=1e-5)
+    assert torch.allclose(
+        prepared.graph_module.conv2.weight.grad, gradients["conv2.weight"], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_training_reduces_the_error_and_eval_sees_the_new_weights(prepared):

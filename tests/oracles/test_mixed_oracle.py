@@ -1,0 +1,107 @@
+"""The int8 kernels against exact integer arithmetic, and the mixed network against fake quantization by hand."""
+
+import pytest
+import torch
+from torch import fx
+from torch.nn import functional as F
+
+from quantlib.quantization.graph import kind, module_of
+from quantlib.quantization.mixed import MixedConv2d, MixedLinear
+from quantlib.quantization.qconfig import QConfig, Scheme
+from quantlib.quantization.sites import site_name, source
+from quantlib.quantization.workflow import calibrate, convert, prepare
+from quantlib.subject.models import build
+from tests.quantization.networks import Spellings, Tiny, randomize
+
+pytestmark = pytest.mark.oracle
+MINMAX = QConfig(activation=Scheme(observer="minmax"))
+
+
+def exact(layer, q, total):
+    """float64 holds every int32 sum exactly; then one scale per channel, bias, residual, ReLU."""
+    centred, weight = q.double() - layer.input_zero_point, layer.weight.double()
+    if isinstance(layer, MixedConv2d):
+        sums, shape = F.conv2d(centred, weight, None, *layer.geometry), (-1, 1, 1)
+    else:
+        sums, shape = F.linear(centred, weight), (-1,)
+    assert sums.abs().max() < 2**31 and torch.equal(sums, sums.round())
+    scale = (torch.tensor(layer.input_scale) * layer.weight_scale).double().reshape(shape)
+    out = sums * scale + (0 if layer.bias is None else layer.bias.double().reshape(shape))
+    out = out + (0 if total is None else total.double())
+    out = out.relu() if layer.relu else out
+    size = (sums * scale).abs().max() + out.abs().max()
+    return (out if layer.ceiling is None else out.clamp(max=layer.ceiling)), size
+
+
+def compare_every_layer(mixed, x):
+    seen = []
+
+    def before(layer, inputs):
+        total = inputs[1].clone() if len(inputs) > 1 else None
+        layer.expected = exact(layer, inputs[0], total)
+
+    def after(layer, inputs, output):
+        wanted, size = layer.expected
+        seen.append(((output.double() - wanted).abs().max() / size).item())
+
+    for module in mixed.modules():
+        if isinstance(module, (MixedConv2d, MixedLinear)):
+            module.register_forward_pre_hook(before)
+            module.register_forward_hook(after)
+    mixed(x)
+    return seen
+
+
+class AtInputs(fx.Interpreter):
+    """The fused network with torch's fake quantization at the inputs and weights of conv and linear alone."""
+
+    def __init__(self, prepared):
+        super().__init__(prepared.graph_module)
+        self.prepared = prepared
+
+    def run_node(self, n):
+        if kind(n) not in ("conv", "linear"):
+            return super().run_node(n)
+        layer, grid = module_of(n), self.prepared.qparams(site_name(source(n.args[0])))
+        weight = self.prepared.weights[n.target].qparams()
+        (x,) = self.fetch_args_kwargs_from_env(n)[0]
+        x = torch.fake_quantize_per_tensor_affine(
+            x, float(grid.scale), int(grid.zero_point), grid.quant_min, grid.quant_max
+        )
+        w = torch.fake_quantize_per_channel_affine(
+            layer.weight, weight.scale, weight.zero_point, 0, weight.quant_min, weight.quant_max
+        )
+        if kind(n) == "linear":
+            return layer.rectified(F.linear(x, w, layer.bias))
+        y = F.conv2d(x, w, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+        return layer.rectified(y)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("network", [Tiny, Spellings, lambda: build("resnet20"), lambda: build("squeezenet")])
+@torch.no_grad()
+def test_small_networks(network, symmetric):
+    torch.manual_seed(0)
+    config = QConfig(activation=Scheme(symmetric=symmetric, observer="minmax"))
+    x = torch.randn(16, 3, 16, 16)
+    prepared = calibrate(prepare(randomize(network()), config), [x])
+    mixed = convert(prepared, "mixed")
+    errors = compare_every_layer(mixed, x)
+    assert len(errors) == len(prepared.weights) and max(errors) < 1e-6
+    wanted = AtInputs(prepared).run(x)
+    # Float32 rounding moves a few values across a rounding boundary; the steps are 8 bits wide.
+    assert (mixed(x) - wanted).abs().max() < 0.02 * wanted.abs().max()
+    assert (mixed(x) - wanted).abs().mean() < 0.002 * wanted.abs().max()
+
+
+@torch.no_grad()
+def test_resnet50():
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 32, 32)
+    prepared = calibrate(prepare(randomize(build("resnet50")), MINMAX), [x])
+    mixed = convert(prepared, "mixed")
+    errors = compare_every_layer(mixed, x)
+    assert len(errors) == 54 and max(errors) < 1e-6
+    wanted, got = AtInputs(prepared).run(x), mixed(x)
+    assert (got - wanted).abs().max() < 0.03 * wanted.abs().max()
+    assert torch.equal(got.argmax(1), wanted.argmax(1))
