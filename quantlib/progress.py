@@ -9,7 +9,9 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 
-def progress(iterable: Iterable[T], desc: str = "", total: int | None = None, unit: str = "it") -> Iterator[T]:
+def progress(
+    iterable: Iterable[T], desc: str = "", total: int | None = None, unit: str = "it"
+) -> Iterator[T]:
     """Yield from `iterable` under a progress bar on an interactive terminal, and plainly elsewhere.
 
     Notebooks, CI and log files get no bar: a bar stored in a notebook stays at 0 % for ever.
