@@ -53,6 +53,9 @@ def quantize_uint8(x: Tensor, inverse: float, zero_point: int, low: int, high: i
     if x.dtype != torch.float32:
         x = x.float()
     out = torch.empty_like(x, dtype=torch.uint8)
+    if out.stride() != x.stride():  # a view with gaps: two orders of memory, so copy first
+        x = x.contiguous()
+        out = torch.empty_like(x, dtype=torch.uint8)
     flat, integers = in_memory_order(x), in_memory_order(out)
     size = min(PIECE, flat.numel())
     piece, narrow = torch.empty(size), torch.empty(size, dtype=torch.int16)
@@ -82,25 +85,21 @@ def pack_conv(weight: Tensor, weight_scale: Tensor, geometry: Geometry, shape: S
 
 def int8_conv(
     q: Tensor, grid: tuple[float, int], packed: Tensor, weight_scale: Tensor, weight_zero: Tensor,
-    bias: Tensor | None, geometry: Geometry, relu: bool, total: Tensor | None = None,
+    bias: Tensor | None, geometry: Geometry, relu: bool,
 ) -> Tensor:  # fmt: skip
-    """relu(sum (q - zero_point) * qw  *  scale * weight_scale + bias [+ total]) as float32; int32 sums.
+    """relu(sum (q - zero_point) * qw  *  scale * weight_scale + bias) as float32, int32 sums inside.
 
     q: uint8 (n, c, h, w); grid: scale and zero point of q; weight_scale float32 (out,).
-    With `total`, a float32 tensor of the output's shape, the result is written over it.
     """
     scale, zero_point = grid
     if not has_onednn():
         sums = F.conv2d(q.float() - zero_point, packed, None, *geometry)
-        return _finish(sums, scale * weight_scale.reshape(-1, 1, 1), bias, relu, total)
-    args = (q, scale, zero_point, packed, weight_scale, weight_zero)
-    into = (bias, *geometry, 1.0, 0, torch.float32)
-    after: tuple[str, list[float], str] = ("relu" if relu else "none", [], "")
-    if total is None:
-        out: Tensor = torch.ops.onednn.qconv2d_pointwise(*args, *into, *after)
-        return out
-    torch.ops.onednn.qconv2d_pointwise.binary(*args, total, *into, 1.0, 0, "sum", 1.0, *after)
-    return total
+        return _finish(sums, scale * weight_scale.reshape(-1, 1, 1), bias, None, relu)
+    out: Tensor = torch.ops.onednn.qconv2d_pointwise(
+        q, scale, zero_point, packed, weight_scale, weight_zero, bias, *geometry,
+        1.0, 0, torch.float32, "relu" if relu else "none", [], "",
+    )  # fmt: skip
+    return out
 
 
 def pack_linear(weight: Tensor, shape: Sequence[int]) -> Tensor:
@@ -113,24 +112,30 @@ def pack_linear(weight: Tensor, shape: Sequence[int]) -> Tensor:
 
 def int8_linear(
     q: Tensor, grid: tuple[float, int], packed: Tensor, weight_scale: Tensor, weight_zero: Tensor,
-    bias: Tensor | None, relu: bool,
+    bias: Tensor | None, relu: bool, other: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """relu(sum (q - zero_point) * qw  *  scale * weight_scale + bias) as float32; q: uint8 (n, in)."""
+    """relu(sum (q - zero_point) * qw  *  scale * weight_scale + bias [+ other]) as float32.
+
+    q: uint8 (n, in); other: float32 (n, out), the other summand of a residual block.
+    """
     scale, zero_point = grid
     if not has_onednn():
-        return _finish(F.linear(q.float() - zero_point, packed), scale * weight_scale, bias, relu)
-    out: Tensor = torch.ops.onednn.qlinear_pointwise(
-        q, scale, zero_point, packed, weight_scale, weight_zero, bias,
-        1.0, 0, torch.float32, "relu" if relu else "none", [], "",
-    )  # fmt: skip
+        return _finish(F.linear(q.float() - zero_point, packed), scale * weight_scale, bias, other, relu)
+    integers = (q, scale, zero_point, packed, weight_scale, weight_zero)
+    after: tuple[str, list[float], str] = ("relu" if relu else "none", [], "")
+    if other is None:
+        plain = torch.ops.onednn.qlinear_pointwise
+        out: Tensor = plain(*integers, bias, 1.0, 0, torch.float32, *after)
+        return out
+    adding = torch.ops.onednn.qlinear_pointwise.binary
+    out = adding(*integers, other, bias, 1.0, 0, torch.float32, 1.0, 0, "add", 1.0, *after)
     return out
 
 
-def _finish(
-    sums: Tensor, scale: Tensor, bias: Tensor | None, relu: bool, total: Tensor | None = None
-) -> Tensor:
+def _finish(sums: Tensor, scale: Tensor, bias: Tensor | None, other: Tensor | None, relu: bool) -> Tensor:
     out = sums * scale
     if bias is not None:
         out = out + bias.reshape(-1, *[1] * (scale.dim() - 1))
-    out = out if total is None else total.add_(out)
+    if other is not None:
+        out = out + other
     return out.relu_() if relu else out

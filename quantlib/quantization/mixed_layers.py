@@ -48,7 +48,7 @@ class MixedLayer(Rectified):
     """What MixedConv2d and MixedLinear share: int8 weight, float32 scales and bias, the packed weight.
 
     weight: int8; weight_scale: float32 (out,); bias: float32 (out,) or None;
-    input_scale, input_zero_point: the grid of the uint8 tensor that comes in.
+    input_grid: scale and zero point of the uint8 tensor that comes in.
     """
 
     weight: Tensor
@@ -66,7 +66,7 @@ class MixedLayer(Rectified):
     ) -> None:
         super().__init__()
         self.relu, self.ceiling = bool(layer.relu), layer.ceiling  # type: ignore[assignment]
-        self.input_scale, self.input_zero_point = grid
+        self.input_grid = grid
         self.register_buffer("weight", weight)
         self.register_buffer("weight_scale", weight_scale)
         self.register_buffer("bias", bias)
@@ -93,15 +93,16 @@ class MixedLayer(Rectified):
 
     def extra_repr(self) -> str:
         """Shape of the weight, the input's grid, the ReLU."""
-        grid = f"input_scale={self.input_scale:.6g}, input_zero_point={self.input_zero_point}"
+        grid = "input scale={:.6g}, zero_point={}".format(*self.input_grid)
         return f"{tuple(self.weight.shape)} int8, {grid}, {super().extra_repr()}"
 
 
 class MixedConv2d(MixedLayer):
-    """relu(scale_x * scale_w * int32 conv(q - zero_point, weight) + bias [+ total]).
+    """relu(scale_x * scale_w * int32 conv(q - zero_point, weight) + bias [+ other]).
 
-    q: uint8 (n, c, h, w) to float32 (n, out, h', w'). The residual addition that ends a block happens in the
-    kernel, in float32, over the memory of the other summand. Introduced in notebook 07.
+    q: uint8 (n, c, h, w) to float32 (n, out, h', w'); `other` is the other summand of a residual block, added
+    in float32. A 1x1 convolution is a matrix product over pixels, and that kernel adds on the way out.
+    Introduced in notebook 07.
     """
 
     def __init__(
@@ -115,17 +116,44 @@ class MixedConv2d(MixedLayer):
         super().__init__(weight, weight_scale, bias, grid, layer)
         padding = [int(side) for side in layer.padding]  # `fuse` has replaced 'same' by numbers
         self.geometry = Geometry(list(layer.stride), padding, list(layer.dilation), layer.groups)
+        self.is_matmul = weight.shape[2:] == (1, 1) and self.geometry == ([1, 1], [0, 0], [1, 1], 1)
 
     def pack(self, shape: list[int]) -> Tensor:
         """Lay the weight out for inputs of this shape."""
+        if self.is_matmul:
+            n, channels, height, width = shape
+            return pack_linear(self.weight.flatten(1), [n * height * width, channels])
         return pack_conv(self.weight, self.weight_scale, self.geometry, shape)
 
-    def forward(self, q: Tensor, total: Tensor | None = None) -> Tensor:
-        """Convolve integers, add to `total` in its place if there is one; float32 out."""
-        grid = (self.input_scale, self.input_zero_point)
+    def forward(self, q: Tensor, other: Tensor | None = None) -> Tensor:
+        """Convolve integers, add `other` if there is one, rectify; float32 out."""
+        if self.is_matmul:
+            return self.capped(self._by_matmul(q, other))
+        args = (
+            self.input_grid,
+            self.packed(q),
+            self.weight_scale,
+            self.weight_zero,
+            self.bias,
+            self.geometry,
+        )
+        if other is None:
+            return self.capped(int8_conv(q, *args, self.relu))
+        y = int8_conv(q, *args, False).add_(other)
+        return self.capped(y.relu_() if self.relu else y)
+
+    def _by_matmul(self, q: Tensor, other: Tensor | None) -> Tensor:
+        """One row per pixel: no copy, because channels-last memory is laid out like that."""
+        n, _, height, width = q.shape
+        rows = None if other is None else pixels(other)
         scales = (self.weight_scale, self.weight_zero, self.bias)
-        y = int8_conv(q, grid, self.packed(q), *scales, self.geometry, self.relu, total)
-        return self.capped(y)
+        y = int8_linear(pixels(q), self.input_grid, self.packed(q), *scales, self.relu, rows)
+        return y.view(n, height, width, -1).permute(0, 3, 1, 2)
+
+
+def pixels(x: Tensor) -> Tensor:
+    """(n, c, h, w) as (n*h*w, c)."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
 class MixedLinear(MixedLayer):
@@ -137,9 +165,8 @@ class MixedLinear(MixedLayer):
 
     def forward(self, q: Tensor) -> Tensor:
         """Multiply integers; float32 out."""
-        grid = (self.input_scale, self.input_zero_point)
         scales = (self.weight_scale, self.weight_zero, self.bias)
-        return self.capped(int8_linear(q, grid, self.packed(q), *scales, self.relu))
+        return self.capped(int8_linear(q, self.input_grid, self.packed(q), *scales, self.relu))
 
 
 class Mixed(nn.Module):
@@ -196,26 +223,24 @@ def finish(model: fx.GraphModule) -> Mixed:
     """Let the convolution that ends a residual block do the addition too, and wrap the graph."""
     for node in list(model.graph.nodes):
         if kind(node) == "add":
-            _add_in_kernel(model, node)
+            _add_in_layer(model, node)
     model.delete_all_unused_submodules()
     model.graph.lint()
     model.recompile()
     return Mixed(model.eval().to(memory_format=torch.channels_last)).eval()
 
 
-def _add_in_kernel(model: fx.GraphModule, add: fx.Node) -> None:
-    """relu(conv(q) + other) becomes conv(q, other), written over `other`, if nobody reads that later."""
+def _add_in_layer(model: fx.GraphModule, add: fx.Node) -> None:
+    """relu(conv(q) + other) becomes conv(q, other), where only the addition reads the convolution."""
     order = {node: position for position, node in enumerate(model.graph.nodes)}
     summands: Any = add.args
-    first, second = sorted(summands, key=lambda node: order[node])
-    conv, own = module_of(second) if second.op == "call_module" else None, module_of(add)
-    readers = [user for user in first.users if user is not add]
-    fresh = first.op == "call_module" and isinstance(module_of(first), MixedConv2d)
-    if not (fresh and isinstance(conv, MixedConv2d) and len(second.users) == 1 and first is not second):
+    other, last = sorted(summands, key=lambda node: order[node])
+    conv, own = module_of(last) if last.op == "call_module" else None, module_of(add)
+    if not isinstance(conv, MixedConv2d) or conv.relu or len(last.users) > 1 or len(last.args) > 1:
         return
-    if conv.relu or len(second.args) > 1 or any(order[user] > order[second] for user in readers):
+    if other is last:
         return
     conv.relu, conv.ceiling = own.relu, own.ceiling  # type: ignore[assignment]
-    second.args = (second.args[0], first)
-    add.replace_all_uses_with(second)
+    last.args = (last.args[0], other)
+    add.replace_all_uses_with(last)
     model.graph.erase_node(add)

@@ -1,4 +1,4 @@
-"""The int8 kernels against exact integer arithmetic, and the mixed network against fake quantization by hand."""
+"""The int8 kernels against exact integers, and the mixed network against fake quantization by hand."""
 
 import pytest
 import torch
@@ -19,13 +19,13 @@ MINMAX = QConfig(activation=Scheme(observer="minmax"))
 
 def exact(layer, q, total):
     """float64 holds every int32 sum exactly; then one scale per channel, bias, residual, ReLU."""
-    centred, weight = q.double() - layer.input_zero_point, layer.weight.double()
+    centred, weight = q.double() - layer.input_grid[1], layer.weight.double()
     if isinstance(layer, MixedConv2d):
         sums, shape = F.conv2d(centred, weight, None, *layer.geometry), (-1, 1, 1)
     else:
         sums, shape = F.linear(centred, weight), (-1,)
     assert sums.abs().max() < 2**31 and torch.equal(sums, sums.round())
-    scale = (torch.tensor(layer.input_scale) * layer.weight_scale).double().reshape(shape)
+    scale = (torch.tensor(layer.input_grid[0]) * layer.weight_scale).double().reshape(shape)
     out = sums * scale + (0 if layer.bias is None else layer.bias.double().reshape(shape))
     out = out + (0 if total is None else total.double())
     out = out.relu() if layer.relu else out

@@ -1,11 +1,18 @@
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantlib.quantization import kernels
 from quantlib.quantization.affine import QParams, qparams_from_range, quantize
-from quantlib.quantization.kernels import Geometry, as_uint8, int8_conv, pack_conv, quantize_uint8
+from quantlib.quantization.kernels import (
+    Geometry,
+    as_uint8,
+    int8_conv,
+    int8_linear,
+    pack_conv,
+    pack_linear,
+    quantize_uint8,
+)
 
 
 def fast(x, grid):
@@ -55,18 +62,29 @@ def test_signed_grids_shift_to_zero_point_128():
     assert (int(narrow.zero_point), narrow.quant_max) == (64, 127)
 
 
-@pytest.mark.parametrize("total", [False, True])
-def test_without_onednn_float32_stands_in(monkeypatch, total):
+def test_a_view_with_gaps():
+    x, grid = torch.randn(4, 6, 5, 5), qparams_from_range(-2.0, 3.0)
+    for view in (x[:, ::2], x[:, :, 1:3], x[:1].expand(3, 6, 5, 5), x.transpose(1, 3), x[:, :, :, 0]):
+        assert torch.equal(fast(view, grid), quantize(view, grid))
+
+
+def test_without_onednn_float32_stands_in(monkeypatch):
     q = torch.randint(0, 256, (2, 8, 6, 6), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     weight = torch.randint(-127, 128, (4, 8, 3, 3), dtype=torch.int8)
     scale, zero, bias = torch.rand(4), torch.zeros(4, dtype=torch.int8), torch.randn(4)
-    geometry = Geometry([1, 1], [1, 1], [1, 1], 1)
+    geometry, rows, other = (
+        Geometry([1, 1], [1, 1], [1, 1], 1),
+        q.permute(0, 2, 3, 1).reshape(-1, 8),
+        torch.ones(72, 4),
+    )
 
-    def conv():
-        other = torch.ones(2, 4, 6, 6).contiguous(memory_format=torch.channels_last) if total else None
+    def both():
         packed = pack_conv(weight, scale, geometry, q.shape)
-        return int8_conv(q, (0.02, 3), packed, scale, zero, bias, geometry, True, other)
+        square = weight[:, :, 0, 0].contiguous()
+        linear = int8_linear(rows, (0.02, 3), pack_linear(square, rows.shape), scale, zero, bias, True, other)
+        return int8_conv(q, (0.02, 3), packed, scale, zero, bias, geometry, True), linear
 
-    wanted = conv()
+    wanted = both()
     monkeypatch.setattr(kernels, "has_onednn", lambda: False)
-    assert torch.allclose(conv(), wanted, rtol=1e-5, atol=1e-3)
+    for ours, theirs in zip(both(), wanted, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-3)
