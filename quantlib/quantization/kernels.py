@@ -12,7 +12,10 @@ from torch.nn import functional as F
 from quantlib.quantization.affine import QParams
 
 PIECE = 1 << 18
-"""Values quantized at a time: 1 MiB of float32, so that the five passes stay in the cache of one core."""
+"""Values quantized at a time: 1 MiB of float32, so that the passes over them stay in the cache."""
+
+ROUNDER = 1.5 * 2**23
+"""float32 has a step of 1 here: adding it rounds half to even and leaves the integer in the low bits."""
 
 
 class Geometry(NamedTuple):
@@ -47,26 +50,23 @@ def quantize_uint8(x: Tensor, inverse: float, zero_point: int, low: int, high: i
     """clamp(rint(x * inverse) + zero_point, low, high) as uint8: `affine.quantize`, bit for bit.
 
     One pass per operation over all of `x` would read and write main memory five times; over pieces it does so
-    once. The step through int16 is for speed: torch converts float32 to uint8 one value at a time, but
-    float32 to int16 to uint8 in vectors. x: float32, dense; same shape and layout out.
+    once. Clamping first changes nothing, since low and high are integers; then the sum with ROUNDER rounds,
+    and its low byte is the answer. torch's own conversion of float32 to uint8 is not vectorized.
+    x: float32, dense; same shape and layout out.
     """
-    if x.dtype != torch.float32:
-        x = x.float()
+    x = x.float()
     out = torch.empty_like(x, dtype=torch.uint8)
     if out.stride() != x.stride():  # a view with gaps: two orders of memory, so copy first
         x = x.contiguous()
         out = torch.empty_like(x, dtype=torch.uint8)
     flat, integers = in_memory_order(x), in_memory_order(out)
-    size = min(PIECE, flat.numel())
-    piece, narrow = torch.empty(size), torch.empty(size, dtype=torch.int16)
-    for start in range(0, flat.numel(), PIECE):
-        values = flat[start : start + PIECE]
-        scaled, short = piece[: len(values)], narrow[: len(values)]
-        torch.mul(values, inverse, out=scaled).round_()
+    piece = torch.empty(min(PIECE, flat.numel()))
+    for values, q in zip(flat.split(PIECE), integers.split(PIECE), strict=True):
+        scaled = torch.mul(values, inverse, out=piece[: len(values)])
+        scaled.clamp_(low - zero_point, high - zero_point).add_(ROUNDER)
+        q.copy_(scaled.view(torch.int32))
         if zero_point:
-            scaled.add_(zero_point)
-        short.copy_(scaled.clamp_(low, high))
-        integers[start : start + PIECE].copy_(short)
+            q.add_(zero_point)  # modulo 256, as the low byte of a negative number needs it
     return out
 
 

@@ -73,7 +73,8 @@ class QConfig:
     that an operator puts out, after its ReLU; the tensor that enters the network is called "input".
     The most special wins: `by_name` ("layer1.0.conv1"), then `by_type` ("conv"), then the QConfig itself;
     an override of None leaves that layer in float32, and its output too unless an integer layer reads it.
-    Pooling and flattening keep the grid of their input. The network's output stays float32 unless `quantize_output`.
+    Pooling and flattening keep the grid of their input. The network's output stays float32 unless
+    `quantize_output`.
     Raises ConfigError for an unknown type here, for an unknown name in `prepare`. Introduced in notebook 07.
     """
 
