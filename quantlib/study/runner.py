@@ -149,7 +149,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_and_report(loaded: Course, jobs: Sequence[Job], options: argparse.Namespace, began: float) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A run started in the background of a script inherits an ignored SIGINT; it should still stop cleanly.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     interrupted, code = False, 1
     status: dict[str, str] = {}
     try:
