@@ -29,7 +29,9 @@ def gain(layers: pd.DataFrame) -> Figure:
         part = gained[gained["one_sided"] == one_sided]
         face = plots.look(method)
         ax.plot(part.index, part["gain"], face.marker, color=face.colour, linestyle="none")
-        ax.annotate(name, (0.02, spot), xycoords=("axes fraction", "data"), color=face.colour, fontweight="bold")
+        ax.annotate(
+            name, (0.02, spot), xycoords=("axes fraction", "data"), color=face.colour, fontweight="bold"
+        )
     ax.set_ylim(-0.2, 7)
     plots.caption(drawn, f"8 bits, each of {len(gained)} tensors on its own min-max range")
     return drawn
@@ -53,5 +55,7 @@ def accuracy(table: pd.DataFrame) -> Figure:
     ends = {str(method): (float(-part["bits"].min()), float(part.loc[part["bits"].idxmin(), "value"]))
             for method, part in drops.groupby("method", sort=False)}  # fmt: skip
     plots.label_lines(ax, ends)
-    plots.caption(drawn, f"weights 8 bits, n = {int(drops['n'].iloc[0]):,}, bands: 95 % of the paired difference")
+    plots.caption(
+        drawn, f"weights 8 bits, n = {int(drops['n'].iloc[0]):,}, bands: 95 % of the paired difference"
+    )
     return drawn
