@@ -1,0 +1,35 @@
+"""Accuracy lost over bits: the drawing that several notebooks share."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from quantlib.study import plots
+
+
+def drop_lines(ax: Axes, drops: pd.DataFrame, x: str, room: float = 0.45) -> None:
+    """One line a method over the bits in column `x`, most bits left, with paired 95 % intervals.
+
+    drops: columns method, `x`, value, low, high in points. The methods stand side by side at each width so
+    that their intervals can be told apart; `room` is the share of the width kept for the names on the right.
+    """
+    bits = sorted(drops[x].unique(), reverse=True)
+    methods = list(drops["method"].drop_duplicates())
+    span = max(len(bits) - 1, 1)
+    ax.hlines(0.0, -0.25, span * 1.05, color=plots.colour("fp32"), linewidth=1, linestyle="--", zorder=1)
+    ax.set_xlim(-0.25, span * (1 + room) + 0.25)
+    ax.set_xticks(range(len(bits)), [f"{int(width)}" for width in bits])
+    ends = {}
+    for method, shift in zip(methods, np.linspace(-0.05, 0.05, len(methods)) * span, strict=True):
+        part = drops[drops["method"] == method].set_index(x).loc[bits]
+        places, value = np.arange(len(bits)) + shift, part["value"].to_numpy(float)
+        # A degenerate bootstrap interval may miss its own value by rounding: never a negative length.
+        length = np.vstack([value - part["low"], part["high"] - value]).clip(0)
+        face = plots.look(str(method))
+        ax.errorbar(
+            places, value, yerr=length, color=face.colour, marker=face.marker, linewidth=1.2, zorder=3
+        )
+        ends[str(method)] = (span * 1.05, float(value[-1]))
+    ax.margins(y=0.08)
+    ax.invert_yaxis()
+    plots.label_lines(ax, ends)
