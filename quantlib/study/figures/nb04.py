@@ -20,7 +20,7 @@ def gain(layers: pd.DataFrame) -> Figure:
     title = f"{means[True]:.1f} dB behind a ReLU, {means[False]:.1f} dB where values have both signs"
     drawn, ax = plots.canvas(title, "tensor, from the images to the classifier", "affine over symmetric, dB")
     ax.axhline(BIT, color="0.5", linewidth=1, linestyle="--")
-    ax.annotate("one bit, 6.02 dB", (len(gained), BIT), xytext=(0, 4), textcoords="offset points",
+    ax.annotate("one bit, 6.02 dB", (len(gained), BIT), xytext=(0, 9), textcoords="offset points",
                 ha="right", color="0.4", fontsize=8)  # fmt: skip
     for one_sided, method, name, spot in (
         (True, "unsigned", "behind a ReLU: zero point 0", 5.2),
