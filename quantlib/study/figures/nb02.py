@@ -59,8 +59,8 @@ def _accuracy_title(table: pd.DataFrame) -> str:
     for granularity, name in (("per_tensor", "per layer"), ("per_channel", "per channel")):
         part = table[(table["granularity"] == granularity) & (table["method"] == "minmax")]
         held = part.loc[part["value"] <= 2, "bits_weight"]
-        told.append(f"down to {int(held.min())} bits {name}" if len(held) else f"nowhere {name}")
-    return f"Min-max loses 2 points at most {told[0]}, {told[1]}"
+        told.append(f"{int(held.min())} bits {name}" if len(held) else f"no width {name}")
+    return f"Min-max loses at most 2 points down to {' and '.join(told)}"
 
 
 @figure("02_uniformity", "02_uniformity")
