@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from quantlib.quantization.affine import QParams
+from quantlib.quantization.observers.base import flat
 
 PIECE = 1 << 18
 """Values quantized at a time: 1 MiB of float32, so that the passes over them stay in the cache."""
@@ -40,12 +41,6 @@ def as_uint8(qparams: QParams) -> QParams:
     )
 
 
-def in_memory_order(x: Tensor) -> Tensor:
-    """`x` as a flat view in the order of its memory, channels-last included."""
-    order = sorted(range(x.dim()), key=x.stride, reverse=True)
-    return x.permute(order).reshape(-1)
-
-
 def quantize_uint8(x: Tensor, inverse: float, zero_point: int, low: int, high: int) -> Tensor:
     """clamp(rint(x * inverse) + zero_point, low, high) as uint8: `affine.quantize`, bit for bit.
 
@@ -59,9 +54,9 @@ def quantize_uint8(x: Tensor, inverse: float, zero_point: int, low: int, high: i
     if out.stride() != x.stride():  # a view with gaps: two orders of memory, so copy first
         x = x.contiguous()
         out = torch.empty_like(x, dtype=torch.uint8)
-    flat, integers = in_memory_order(x), in_memory_order(out)
-    piece = torch.empty(min(PIECE, flat.numel()))
-    for values, q in zip(flat.split(PIECE), integers.split(PIECE), strict=True):
+    floats, integers = flat(x), flat(out)
+    piece = torch.empty(min(PIECE, floats.numel()))
+    for values, q in zip(floats.split(PIECE), integers.split(PIECE), strict=True):
         scaled = torch.mul(values, inverse, out=piece[: len(values)])
         scaled.clamp_(low - zero_point, high - zero_point).add_(ROUNDER)
         q.copy_(scaled.view(torch.int32))

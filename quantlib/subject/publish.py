@@ -13,7 +13,7 @@ import torch
 from quantlib.errors import TrainingError
 from quantlib.subject import data
 from quantlib.subject.benchmark import machine
-from quantlib.subject.checkpoints import ROOT, load_checkpoint, save_checkpoint
+from quantlib.subject.checkpoints import ROOT, checkpoint_info, load_checkpoint, save_checkpoint
 from quantlib.subject.data import CLASSES, Images
 from quantlib.subject.evaluation import Evaluation, evaluate
 from quantlib.subject.models import build
@@ -102,8 +102,6 @@ def publish(recipe: Recipe, folder: Path, root: str | None = None) -> Path:
 
 def card_text(recipe: Recipe, name: str, facts: dict[str, Any]) -> str:
     """Fill the model card from what was measured."""
-    from quantlib.subject.checkpoints import checkpoint_info
-
     info, computer = checkpoint_info(name), machine()
     measured = dict(facts["metrics"])
     classes = ", ".join(f"{label} {value:.1f}" for label, value in measured.pop("per_class").items())
