@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -138,3 +138,33 @@ class Observer(nn.Module):
         kind = "symmetric" if self.symmetric else "affine"
         where = "per tensor" if self.axis is None else f"per channel on axis {self.axis}"
         return f"bits={self.bits}, {self.quant_min}..{self.quant_max}, {kind}, {where}"
+
+
+class KeepingObserver(Observer):
+    """An observer that summarizes a whole tensor by `count`, and with `axis` keeps the values themselves."""
+
+    per_channel_ready = True
+
+    histogram: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.histogram = None
+        self.kept: list[Tensor] = []
+
+    def observe(self, x: Tensor, low: Tensor, high: Tensor) -> None:
+        """Count one batch; with `axis`, keep it."""
+        self.widen(low, high)
+        if self.axis is None:
+            self.count(x, low, high)
+        else:
+            self.kept.append(x.clone())
+
+    def count(self, x: Tensor, low: Tensor, high: Tensor) -> None:
+        """Add the flat tensor `x`, with extremes `low` and `high`, to the summary."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Forget everything observed."""
+        super().reset()
+        self.histogram, self.kept = None, []

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quantlib.errors import ConfigError
 from quantlib.quantization.affine import QParams
-from quantlib.quantization.observers.base import Observer
+from quantlib.quantization.observers.base import KeepingObserver
 
 BINS = 4096
 """At most this many bins; the observed range always fills more than half of them."""
@@ -111,7 +111,7 @@ def expected_error(histogram: ExactHistogram, grids: QParams) -> Tensor:
     return (start - 2 * scale * gain.sum(1)).clamp_(min=0) / total * width**2
 
 
-class MeanSquaredErrorObserver(Observer):
+class MeanSquaredErrorObserver(KeepingObserver):
     """The range whose grid, at this observer's own bits, has the least mean squared error.
 
     Per tensor: `expected_error` on an exact histogram, for ends from 1/2048 of the observed extreme up to all
@@ -125,7 +125,7 @@ class MeanSquaredErrorObserver(Observer):
     Raises ConfigError unless ratios and sample are 1 or more. Introduced in notebook 03.
     """
 
-    per_channel_ready = True
+    histogram: ExactHistogram | None
 
     def __init__(self, *args: Any, ratios: int = 100, sample: int | None = 2**19, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -136,15 +136,9 @@ class MeanSquaredErrorObserver(Observer):
                 f"sample is a number of values per batch, 1 or more, or None for all; not {sample}."
             )
         self.ratios, self.sample = ratios, sample
-        self.histogram: ExactHistogram | None = None
-        self.kept: list[Tensor] = []
 
-    def observe(self, x: Tensor, low: Tensor, high: Tensor) -> None:
-        """Add one batch to the histogram; with `axis`, keep it."""
-        self.widen(low, high)
-        if self.axis is not None:
-            self.kept.append(x.clone())
-            return
+    def count(self, x: Tensor, low: Tensor, high: Tensor) -> None:
+        """Add one batch to the histogram."""
         self.histogram = self.histogram or ExactHistogram(x.device)
         least, most = (float(end) for end in self.observed())
         step = 1 if self.sample is None else -(-x.numel() // self.sample)
@@ -153,11 +147,6 @@ class MeanSquaredErrorObserver(Observer):
         self.histogram.add(x[::step], least, most, weight=step)
         if step > 1:
             self.histogram.add(torch.stack([low, high]), least, most)
-
-    def reset(self) -> None:
-        """Forget everything observed."""
-        super().reset()
-        self.histogram, self.kept = None, []
 
     def choose(self) -> tuple[Tensor, Tensor]:
         """The range of least error."""

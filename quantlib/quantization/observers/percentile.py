@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from quantlib.errors import ConfigError
-from quantlib.quantization.observers.base import Observer
+from quantlib.quantization.observers.base import KeepingObserver
 from quantlib.quantization.observers.magnitudes import Counts, count_magnitudes, count_values
 
 
-class PercentileObserver(Observer):
+class PercentileObserver(KeepingObserver):
     """The range that holds `percentile` percent of the values (99.99 leaves one in 10,000 outside).
 
     Affine: two-sided, half of the rest is cut at each end, on a histogram of the values. Symmetric: -t..t,
@@ -25,7 +25,7 @@ class PercentileObserver(Observer):
     observed tensors until reset. Raises ConfigError unless 50 < percentile <= 100. Introduced in notebook 03.
     """
 
-    per_channel_ready = True
+    histogram: Counts | None
 
     def __init__(self, *args: Any, percentile: float = 99.99, bins: int = 2048, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -34,22 +34,11 @@ class PercentileObserver(Observer):
         if bins < 2:
             raise ConfigError(f"bins must be 2 or more, not {bins}.")
         self.percentile, self.bins = percentile, bins
-        self.histogram: Counts | None = None
-        self.kept: list[Tensor] = []
 
-    def observe(self, x: Tensor, low: Tensor, high: Tensor) -> None:
-        """Add one batch to the histogram; with `axis`, keep it."""
-        self.widen(low, high)
-        if self.axis is not None:
-            self.kept.append(x.clone())
-            return
-        count = count_magnitudes if self.symmetric else count_values
-        self.histogram = count(self.histogram, x.cpu().numpy(), self.bins)
-
-    def reset(self) -> None:
-        """Forget everything observed."""
-        super().reset()
-        self.histogram, self.kept = None, []
+    def count(self, x: Tensor, low: Tensor, high: Tensor) -> None:
+        """Add one batch to the histogram."""
+        counted = count_magnitudes if self.symmetric else count_values
+        self.histogram = counted(self.histogram, x.cpu().numpy(), self.bins)
 
     def choose(self) -> tuple[Tensor, Tensor]:
         """The percentiles, cut to the observed extremes, zero included."""
