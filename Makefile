@@ -11,7 +11,7 @@ PY    := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 EXTRAS := study,test
 RUNNER := $(PY) -m quantlib.study.runner --profile $(PROFILE)
-NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --maxfail 3
+NBVAL := --nbval-lax --nbval-current-env --nbval-sanitize-with notebooks/nbval_sanitize.cfg --nbval-cell-timeout 300 --maxfail 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup study test lint train notebook refresh figures site bench data clean distclean

@@ -232,7 +232,8 @@ def test_make_test_runs_all_parts_and_fails_if_one_does(tmp_path, failing, named
     calls = (tmp_path / "log").read_text().splitlines()
     assert calls[:3] == ["-m ruff check .", "-m mypy", "-m pytest"]
     if list((ROOT / "notebooks").glob("*.ipynb")):
-        nbval = "--nbval-lax --nbval-current-env --nbval-cell-timeout 300 --maxfail 3"
+        sanitize = "--nbval-sanitize-with notebooks/nbval_sanitize.cfg"
+        nbval = f"--nbval-lax --nbval-current-env {sanitize} --nbval-cell-timeout 300 --maxfail 3"
         assert calls[3:] == [f"-m pytest {nbval} notebooks/"]
     assert (result.returncode == 0) == (named is None)
     assert (f"FAILED: {named}" if named else "All parts passed.") in result.stdout

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quantlib.quantization.affine import QParams
@@ -26,6 +26,12 @@ class Geometry(NamedTuple):
     padding: list[int]
     dilation: list[int]
     groups: int
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d) -> Geometry:
+        """Where a convolution of a fused network looks."""
+        padding = [int(side) for side in conv.padding]  # `fuse` has replaced 'same' by numbers
+        return cls(list(conv.stride), padding, list(conv.dilation), conv.groups)
 
 
 def has_onednn() -> bool:
@@ -63,6 +69,22 @@ def quantize_uint8(x: Tensor, inverse: float, zero_point: int, low: int, high: i
         if zero_point:
             q.add_(zero_point)  # modulo 256, as the low byte of a negative number needs it
     return out
+
+
+def fake_quantize_(x: Tensor, qparams: QParams) -> Tensor:
+    """`affine.fake_quantize` in place, the same values, for inference: per tensor, float32, dense, finite.
+
+        x <- rint(clamp(x * (1 / scale), quant_min - zero_point, quant_max - zero_point)) * scale
+
+    The limits are integers, so clamping first changes nothing; the zero point cancels. One new tensor and
+    one mask less than torch's kernel needs, and pieces that stay in the cache: several times as fast.
+    Introduced in notebook 07.
+    """
+    zero_point, scale, inverse = int(qparams.zero_point), float(qparams.scale), float(1.0 / qparams.scale)
+    for piece in flat(x).split(PIECE):
+        piece.mul_(inverse).clamp_(qparams.quant_min - zero_point, qparams.quant_max - zero_point)
+        piece.round_().mul_(scale)
+    return x
 
 
 def pack_conv(weight: Tensor, weight_scale: Tensor, geometry: Geometry, shape: Sequence[int]) -> Tensor:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
 from quantlib.errors import CheckpointError, ConfigError
+from quantlib.quantization import quantized_file
 from quantlib.quantization.affine import QParams, qparams_from_range, quantize
 from quantlib.quantization.graph import fuse, is_canonical, module_of
 from quantlib.quantization.mixed_layers import (
@@ -32,7 +29,7 @@ from quantlib.quantization.workflow import Prepared
 from quantlib.subject.benchmark import has_vnni
 from quantlib.subject.models import MODELS, build
 
-FORMAT, VERSION = "quantlib-mixed", 1
+KIND, VERSION = "mixed", 1
 
 
 def to_mixed(prepared: Prepared) -> Mixed:
@@ -87,14 +84,20 @@ def _narrower(observer: Observer, bits: int) -> QParams:
     )
 
 
-def _integer_weight(name: str, layer: nn.Module, observer: Observer) -> tuple[Tensor, Tensor, Tensor | None]:
-    """int8 weight, its scale per output channel, and the float32 bias."""
+def weight_grid(name: str, observer: Observer, kind: str) -> QParams:
+    """The signed grid without a zero point that int8 kernels need of a weight; ConfigError for another."""
     with naming(f"the weight of {name!r}"):
         grid = observer.qparams()
     if bool((grid.zero_point != 0).any()) or grid.quant_min >= 0:
         raise ConfigError(
-            f"Weights of {name!r} have a zero point; mixed needs Scheme(symmetric=True) for weights."
+            f"Weights of {name!r} have a zero point; {kind} needs Scheme(symmetric=True) for weights."
         )
+    return grid
+
+
+def _integer_weight(name: str, layer: nn.Module, observer: Observer) -> tuple[Tensor, Tensor, Tensor | None]:
+    """int8 weight, its scale per output channel, and the float32 bias."""
+    grid = weight_grid(name, observer, "mixed")
     with torch.no_grad():
         weight = quantize(layer.weight, grid).contiguous()  # type: ignore[arg-type]
     scale = grid.scale.expand(len(weight)).contiguous()
@@ -109,19 +112,12 @@ def save_mixed(model: Mixed, path: str | Path, architecture: str | None = None) 
     found by itself when the graph is one of ours. Written aside, then renamed: never half a file.
     Introduced in notebook 07.
     """
-    tensors = {name: tensor.contiguous() for name, tensor in model.graph_module.state_dict().items()}
     description = {
-        "format": FORMAT,
-        "version": VERSION,
         "architecture": architecture or _architecture(model),
         "layers": _operators(model.graph_module),
         "grids": {name: _describe(step) for name, step in _quantizers(model).items()},
     }
-    description["sha256"] = _digest(tensors, description)
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
-    save_file(tensors, partial, metadata={"quantlib": json.dumps(description)})
-    partial.replace(path)
+    quantized_file.write(path, KIND, VERSION, dict(model.graph_module.state_dict()), description)
 
 
 def load_mixed(path: str | Path, model: nn.Module | None = None) -> Mixed:
@@ -131,7 +127,7 @@ def load_mixed(path: str | Path, model: nn.Module | None = None) -> Mixed:
     Raises CheckpointError when the file is missing, damaged, of another version or of another architecture.
     Introduced in notebook 07.
     """
-    tensors, description = _read(Path(path))
+    tensors, description = quantized_file.read(path, KIND, VERSION)
     name = description["architecture"]
     if model is None and name not in MODELS:
         raise CheckpointError(
@@ -153,41 +149,6 @@ def load_mixed(path: str | Path, model: nn.Module | None = None) -> Mixed:
     mixed = finish(graph)
     mixed.graph_module.load_state_dict(tensors)
     return mixed
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and description of a file, checked."""
-    if not path.exists():
-        raise CheckpointError(f"There is no file {path}; write it with save_mixed(model, path).")
-    try:
-        with safe_open(path, "pt") as file:
-            description = json.loads((file.metadata() or {}).get("quantlib", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or not a safetensors file ({error}); save it again."
-        ) from error
-    if description.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} is no mixed network of quantlib's; write one with save_mixed(model, path)."
-        )
-    if description.get("version") != VERSION:
-        raise CheckpointError(
-            f"{path} is of version {description.get('version')} and this quantlib reads version {VERSION}; "
-            "save it again."
-        )
-    if description.pop("sha256", None) != _digest(tensors, description):
-        raise CheckpointError(f"{path} is damaged: its checksum does not fit; save or copy it again.")
-    return tensors, description
-
-
-def _digest(tensors: dict[str, Tensor], description: dict[str, Any]) -> str:
-    """sha256 over the description and every tensor's name and bytes."""
-    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _operators(graph: fx.GraphModule) -> list[list[Any]]:

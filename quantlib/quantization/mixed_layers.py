@@ -114,8 +114,7 @@ class MixedConv2d(MixedLayer):
         layer: FusedConv2d,
     ) -> None:
         super().__init__(weight, weight_scale, bias, grid, layer)
-        padding = [int(side) for side in layer.padding]  # `fuse` has replaced 'same' by numbers
-        self.geometry = Geometry(list(layer.stride), padding, list(layer.dilation), layer.groups)
+        self.geometry = Geometry.of(layer)
         self.is_matmul = weight.shape[2:] == (1, 1) and self.geometry == ([1, 1], [0, 0], [1, 1], 1)
 
     def pack(self, shape: list[int]) -> Tensor:

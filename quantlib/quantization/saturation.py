@@ -89,6 +89,18 @@ def layers_at_risk(layers: Mapping[str, tuple[Tensor, int]]) -> list[Risk]:
     return sorted(found, key=lambda risk: -risk.largest)
 
 
+def saturating_sum(products: Tensor, dim: int) -> Tensor:
+    """Sum of products as `vpmaddubsw` adds them: neighbours along `dim` in int16, their sums in int32.
+
+    products: integers of any shape; returns int32 without `dim`. Introduced in notebook 05.
+
+    >>> saturating_sum(torch.tensor([32_000, 32_000, 5]), 0).item()
+    32772
+    """
+    pairs = _pairs(products, dim).sum(-1)
+    return pairs.clamp(INT16.min, INT16.max).sum(-1).to(torch.int32)
+
+
 def saturating_linear(x_q: Tensor, weight_q: Tensor) -> Tensor:
     """What `vpmaddubsw` makes of a linear layer: sum over pairs of clamp(x0 * w0 + x1 * w1) to int16.
 
@@ -100,8 +112,7 @@ def saturating_linear(x_q: Tensor, weight_q: Tensor) -> Tensor:
     (32767, 64770)
     """
     _checked(weight_q, 255)
-    products = _pairs(x_q, 1)[:, None] * _pairs(weight_q, 1)[None]
-    return products.sum(-1).clamp(INT16.min, INT16.max).sum(-1).to(torch.int32)
+    return saturating_sum(x_q.to(torch.int32)[:, None] * weight_q.to(torch.int32)[None], 2)
 
 
 def saturating_conv2d(

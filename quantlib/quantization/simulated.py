@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from quantlib.quantization.affine import QParams, fake_quantize
 from quantlib.quantization.fused import FusedConv2d, FusedLinear
 from quantlib.quantization.graph import kind, module_of
+from quantlib.quantization.kernels import fake_quantize_
 from quantlib.quantization.sites import naming, site_name, source
 from quantlib.quantization.workflow import Prepared
 
@@ -18,14 +19,16 @@ from quantlib.quantization.workflow import Prepared
 class FakeQuantize(nn.Module):
     """x to dequantize(quantize(x)), with the straight-through gradient; the grid is held in buffers.
 
-    Any float shape. Introduced in notebook 07.
+    Any float shape. `overwrites`: without gradients, write the result over `x`, which nearly halves the time
+    of a simulated network; a hook that wants the layer's own output must copy it. Introduced in notebook 07.
     """
 
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, qparams: QParams) -> None:
+    def __init__(self, qparams: QParams, overwrites: bool = False) -> None:
         super().__init__()
+        self.overwrites = overwrites
         self.quant_min, self.quant_max, self.axis = qparams.quant_min, qparams.quant_max, qparams.axis
         self.register_buffer("scale", qparams.scale.clone())
         self.register_buffer("zero_point", qparams.zero_point.clone())
@@ -37,11 +40,20 @@ class FakeQuantize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Move every value to its nearest grid point."""
-        return fake_quantize(x, self.qparams)
+        grid = self.qparams
+        if self.overwrites and not torch.is_grad_enabled() and grid.axis is None and _is_plain(x):
+            return fake_quantize_(x, grid)
+        return fake_quantize(x, grid)
 
     def extra_repr(self) -> str:
         """Integers and axis."""
         return f"{self.quant_min}..{self.quant_max}, axis={self.axis}"
+
+
+def _is_plain(x: Tensor) -> bool:
+    """float32 on the CPU without gaps or overlaps in memory: what the fast kernel takes."""
+    dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+    return x.device.type == "cpu" and x.dtype == torch.float32 and dense
 
 
 class FakeQuantizedWeight(nn.Module):
@@ -135,7 +147,9 @@ def needs_rounding(node: fx.Node) -> bool:
 
 def _insert_after(model: fx.GraphModule, node: fx.Node, grid: QParams) -> None:
     name = f"{site_name(node)}_quantizer"
-    model.add_submodule(name, FakeQuantize(grid))
+    # What our operators put out is new memory that no one else reads; the images belong to the caller.
+    ours = node.op == "call_module" and (kind(node) or isinstance(module_of(node), FakeQuantizedWeight))
+    model.add_submodule(name, FakeQuantize(grid, overwrites=bool(ours)))
     with model.graph.inserting_after(node):
         quantizer = model.graph.call_module(name, (node,))
     node.replace_all_uses_with(quantizer, delete_user_cb=lambda user: user is not quantizer)

@@ -132,16 +132,21 @@ def _check_example(model: nn.Module, graph: nn.Module, example: Tensor) -> None:
         )
 
 
-def calibrate(prepared: Prepared, batches: Iterable[Any]) -> Prepared:
+def calibrate(prepared: Prepared, batches: Iterable[Any], dtype: torch.dtype = torch.float32) -> Prepared:
     """Show `batches` (of x, or of (x, label)) to the observers, without gradients; returns `prepared`.
 
-    Raises ConfigError when there is no batch at all, NonFiniteError with the layer's name when a tensor
-    holds NaN or infinity. Introduced in notebook 07.
+    `dtype`: torch.bfloat16 lets convolutions and matrix products run in bfloat16, where the machine has
+    instructions for it (`quantlib.subject.benchmark.bfloat16_is_fast`) in half the time; the observers then
+    see values rounded to 8 significant bits, and a range moves by up to 1 part in 256.
+    Raises ConfigError when there is no batch at all or for another dtype, NonFiniteError with the layer's
+    name when a tensor holds NaN or infinity. Introduced in notebook 07.
     """
     if not isinstance(prepared, Prepared):
         raise ConfigError("calibrate needs what prepare returned; call prepare(model, qconfig) first.")
-    seen = 0
-    with torch.no_grad():
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ConfigError(f"calibrate runs in torch.float32 or torch.bfloat16, not in {dtype}.")
+    seen, device = 0, next((p.device.type for p in prepared.parameters()), "cpu")
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
         for batch in progress(batches, desc="calibrate", unit="batch"):
             prepared(batch[0] if isinstance(batch, (tuple, list)) else batch)
             seen += 1
@@ -150,18 +155,48 @@ def calibrate(prepared: Prepared, batches: Iterable[Any]) -> Prepared:
     return prepared
 
 
-def convert(prepared: Prepared, kind: str = "simulated") -> nn.Module:
+def convert(
+    prepared: Prepared, kind: str = "simulated", rounding: str | None = None, engine: str | None = None
+) -> nn.Module:
     """The quantized network, from what the observers saw; `prepared` stays as it is.
 
-    kind: "simulated" (fake-quantized float32, trainable) or "mixed" (int8 arithmetic, float32 borders).
-    Raises NotCalibratedError before calibrate, ConfigError for another kind. Introduced in notebook 07.
+    kind: "simulated" (fake-quantized float32, trainable), "mixed" (int8 arithmetic, float32 borders) or
+    "integer" (integers from the first layer to the last), which alone takes two more settings:
+    `rounding`: "float" (default), "gemmlowp" or "single_rounding"; `engine`: "reference" (exact, readable),
+    "onnxruntime" (fast; rounds as "float") or "auto" (default: the fast one where it is installed and fits).
+    Raises NotCalibratedError before calibrate, ConfigError for another kind, rounding or engine, or for one
+    of the two with another kind. Introduced in notebook 07; "integer" in notebook 08.
     """
     from quantlib.quantization.mixed import to_mixed  # they are built on this module
     from quantlib.quantization.simulated import to_simulated
 
     if not isinstance(prepared, Prepared):
         raise ConfigError("convert needs what prepare returned: prepare, calibrate, then convert.")
+    check_name(kind, ("simulated", "mixed", "integer"), "kind")
     if kind == "integer":
-        raise ConfigError("kind='integer' does not exist in this version; use 'simulated' or 'mixed'.")
-    check_name(kind, ("simulated", "mixed"), "kind")
+        return _to_integer(prepared, rounding or "float", engine or "auto")
+    if rounding is not None or engine is not None:
+        raise ConfigError(f"kind={kind!r} takes no rounding and no engine; only kind='integer' does.")
     return to_simulated(prepared) if kind == "simulated" else to_mixed(prepared)
+
+
+def _to_integer(prepared: Prepared, rounding: str, engine: str) -> nn.Module:
+    """The exact reference, or the engine that wraps it."""
+    from quantlib.quantization.integer import to_integer
+
+    check_name(engine, ("auto", "reference", "onnxruntime"), "engine")
+    if engine == "onnxruntime" and rounding != "float":
+        raise ConfigError(
+            f"ONNX Runtime rounds as 'float', not as {rounding!r}; use engine='reference' for that."
+        )
+    reference = to_integer(prepared, rounding)
+    if engine == "reference":
+        return reference
+    from quantlib.quantization.integer_engine import Engine
+
+    try:
+        return Engine(reference)
+    except ConfigError:  # ONNX Runtime is not installed, or cannot do this rounding or layer
+        if engine == "onnxruntime":
+            raise
+        return reference

@@ -140,6 +140,11 @@ class Session:
         live = self._tables.get(name)
         return live.iloc[:0].copy() if live is not None else pd.DataFrame()
 
+    def best(self, experiment: str) -> pd.DataFrame:
+        """The committed full result, or this run's own rows where there is none yet."""
+        found = self.recorded(experiment)
+        return found if len(found) else self._tables[f"{self.number}_{experiment}"]
+
     def provenance(self) -> dict[str, Any]:
         """Where the numbers of this session come from."""
         return results.provenance(

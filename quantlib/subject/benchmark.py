@@ -28,6 +28,13 @@ def has_vnni() -> bool:
     return bool(flags & {"avx512_vnni", "avx_vnni"}) or torch.cpu._is_vnni_supported()
 
 
+def bfloat16_is_fast(device: str = "cpu") -> bool:
+    """True where bfloat16 has its own instructions; elsewhere autocast is many times slower than float32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def isa() -> str:
     """Name the vector instructions that decide the speed of int8 and bfloat16, widest first."""
     flags = set(_cpuinfo().get("flags", "").split())

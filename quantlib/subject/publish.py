@@ -45,9 +45,9 @@ def per_class(result: Evaluation) -> dict[str, float]:
 def metrics(name: str, root: str | None) -> dict[str, Any]:
     """Measure the shipped file on the validation split and, last and once, on the test images."""
     model = load_checkpoint(name)
-    validation = evaluate(model, data.load("validation", "full", root), 250)
+    validation = evaluate(model, data.load("validation", "full", root))
     images = data.load("test", "full", root)
-    test = evaluate(model, images, 250)
+    test = evaluate(model, images)
     right = test.predictions == test.labels
     return {
         "validation_accuracy": round(validation.accuracy, 2),

@@ -21,6 +21,7 @@ from quantlib.errors import QuantlibError, TrainingError
 from quantlib.progress import progress
 from quantlib.subject import data
 from quantlib.subject.augment import augment, resize
+from quantlib.subject.benchmark import bfloat16_is_fast
 from quantlib.subject.data import Images
 from quantlib.subject.evaluation import evaluate
 from quantlib.subject.models import build
@@ -29,13 +30,6 @@ from quantlib.subject.recipe import Recipe, load_recipe
 from quantlib.subject.state import Average, TrainingLog, load_state, save_state
 
 CHECK_EVERY = 20  # steps between two looks at the loss: a look waits for the device
-
-
-def bfloat16_is_fast(device: torch.device) -> bool:
-    """True where bfloat16 has its own instructions; elsewhere autocast is many times slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def compiled(model: nn.Module, device: torch.device, enabled: bool) -> nn.Module:
@@ -84,7 +78,7 @@ class Trainer:
         load_state(self)
         module = compiled(self.model, self.device, compile_model)
         self.network = nn.parallel.DistributedDataParallel(module) if self.world > 1 else module
-        self.autocast = bfloat16_is_fast(self.device)
+        self.autocast = bfloat16_is_fast(self.device.type)
 
     @property
     def total_steps(self) -> int:
@@ -166,7 +160,7 @@ class Trainer:
 
     def finish_epoch(self, epoch: int, loss: float) -> None:
         """Measure the averaged weights on the validation split, keep the best, log one line."""
-        result = evaluate(self.average.model, self.validation, batch_size=500, device=str(self.device))
+        result = evaluate(self.average.model, self.validation, device=str(self.device))
         row = {
             "step": self.step, "epoch": epoch + 1, "resolution": self.recipe.resolution(epoch),
             "lr": self.recipe.learning_rate * self.recipe.rate_factor((self.step - 1) / self.total_steps),

@@ -3,10 +3,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantlib.quantization import kernels
-from quantlib.quantization.affine import QParams, qparams_from_range, quantize
+from quantlib.quantization.affine import QParams, fake_quantize, qparams_from_range, quantize
 from quantlib.quantization.kernels import (
     Geometry,
     as_uint8,
+    fake_quantize_,
     int8_conv,
     int8_linear,
     pack_conv,
@@ -41,6 +42,8 @@ def test_pieces_equal_the_formula(low, high, bits, symmetric, narrow, seed):
         q = fast(values, grid)
         assert torch.equal(q.int() + min(grid.quant_min, 0), quantize(values, grid).int())
         assert q.stride() == torch.empty_like(values).stride()
+        wanted = fake_quantize(values, grid)
+        assert torch.equal(fake_quantize_(values.clone(), grid), wanted)
 
 
 def test_more_than_one_piece(monkeypatch):

@@ -258,3 +258,16 @@ def test_ranges_scale_with_the_data(seed: int, factor: float, name: str) -> None
     one(x)
     two(x * factor)
     assert torch.allclose(torch.stack(one.range()) * factor, torch.stack(two.range()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", WATCHING)
+def test_bfloat16_is_observed_as_the_float32_of_the_same_value(name):
+    """Whether an observer takes the short way for bfloat16 or a float32 copy, the range is the same."""
+    rough = data(3).bfloat16()
+    for axis in [None, 1] if name in PER_CHANNEL else [None]:
+        observers = [small(name, axis=axis) for _ in range(2)]
+        for x, observer in zip((rough, rough.float()), observers, strict=True):
+            observer(x)
+            observer(x / 2)
+        short, long = (observer.range() for observer in observers)
+        assert all(torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(short, long, strict=True))

@@ -78,6 +78,17 @@ def prepared():
     return calibrate(prepare(randomize(Tiny()), SETTINGS["w8a8"]), [torch.randn(16, 3, 16, 16)])
 
 
+def test_without_gradients_the_same_logits_and_the_images_untouched(prepared):
+    simulated, x = convert(prepared), torch.randn(4, 3, 16, 16)
+    kept = x.clone()
+    slow = simulated(x)  # torch's own kernel, for the gradients
+    with torch.no_grad():
+        fast = simulated(x)
+    assert torch.equal(slow, fast) and torch.equal(x, kept)
+    assert not simulated.get_submodule("input_quantizer").overwrites
+    assert simulated.get_submodule("conv1_quantizer").overwrites
+
+
 def test_prepared_is_left_alone(prepared):
     x = torch.randn(2, 3, 16, 16)
     with torch.no_grad():

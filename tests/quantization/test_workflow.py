@@ -1,10 +1,14 @@
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from quantlib.errors import ConfigError, NonFiniteError, NotCalibratedError, UnsupportedOperatorError
+from quantlib.quantization import workflow
 from quantlib.quantization.fused import FusedConv2d
 from quantlib.quantization.graph import fuse
+from quantlib.quantization.integer import Integer
 from quantlib.quantization.observers import make_observer
 from quantlib.quantization.qconfig import QConfig, Scheme
 from quantlib.quantization.workflow import calibrate, convert, prepare
@@ -89,7 +93,7 @@ def test_unknown_layer_names_are_refused_with_the_closest():
 
 def test_wrong_order(images):
     prepared = prepare(randomize(Tiny()), MINMAX)
-    for kind in ("simulated", "mixed"):
+    for kind in ("simulated", "mixed", "integer"):
         with pytest.raises(NotCalibratedError, match=r"'input'.*run calibrate"):
             convert(prepared, kind)
     with pytest.raises(ConfigError, match="prepare, calibrate, then convert"):
@@ -102,8 +106,50 @@ def test_unknown_kind(images):
     prepared = calibrate(prepare(randomize(Tiny()), MINMAX), [images])
     with pytest.raises(ConfigError, match="did you mean 'mixed'"):
         convert(prepared, "mixd")
-    with pytest.raises(ConfigError, match="integer"):
-        convert(prepared, "integer")
+
+
+def test_rounding_and_engine_belong_to_integer(images):
+    prepared = calibrate(prepare(randomize(Tiny()), MINMAX), [images])
+    for kind in ("simulated", "mixed"):
+        for options in ({"rounding": "float"}, {"engine": "auto"}):
+            with pytest.raises(ConfigError, match=f"kind='{kind}' takes no rounding and no engine"):
+                convert(prepared, kind, **options)
+    with pytest.raises(ConfigError, match="no engine named 'tvm'"):
+        convert(prepared, "integer", engine="tvm")
+    with pytest.raises(ConfigError, match="did you mean 'gemmlowp'"):
+        convert(prepared, "integer", rounding="gemmlow")
+    with pytest.raises(ConfigError, match="ONNX Runtime rounds as 'float', not as 'gemmlowp'"):
+        convert(prepared, "integer", rounding="gemmlowp", engine="onnxruntime")
+
+
+def test_the_engine_of_integer(images, monkeypatch):
+    prepared = calibrate(prepare(randomize(Tiny()), MINMAX), [images])
+    assert isinstance(convert(prepared, "integer", engine="reference"), Integer)
+    assert convert(prepared, "integer", rounding="gemmlowp").rounding == "gemmlowp"
+    fast = pytest.importorskip("onnxruntime") and convert(prepared, "integer")
+    assert type(fast).__name__ == "Engine"
+    assert type(convert(prepared, "integer", engine="onnxruntime")).__name__ == "Engine"
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as where it is not installed
+    assert isinstance(convert(prepared, "integer"), Integer)
+    with pytest.raises(ConfigError, match="pip install"):
+        convert(prepared, "integer", engine="onnxruntime")
+
+
+def test_a_calibration_in_bfloat16_moves_the_ranges_a_little(images):
+    model = randomize(Tiny())
+    usual, rougher = (
+        calibrate(prepare(model, MINMAX), [images], dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
+    )
+    for name in usual.activations:
+        wanted, got = (prepared.activations[name].range() for prepared in (usual, rougher))
+        width = wanted[1] - wanted[0]
+        assert all(abs(a - b) <= 0.02 * width for a, b in zip(wanted, got, strict=True)), name
+    deepest = list(usual.activations)[-1]
+    assert (
+        usual.activations[deepest].range() != rougher.activations[deepest].range()
+    )  # it did run in bfloat16
+    with pytest.raises(ConfigError, match="float16"):
+        calibrate(prepare(model, MINMAX), [images], dtype=torch.float16)
 
 
 def test_calibrate_wants_at_least_one_batch():
@@ -148,8 +194,6 @@ def test_an_example_catches_a_graph_that_computes_something_else(images):
         model.calls = 5
         graph = fuse(model)
         model.calls = -9
-        from quantlib.quantization import workflow
-
         workflow._check_example(model, graph, images)
 
 

@@ -34,6 +34,8 @@ class Observer(nn.Module):
     """
 
     per_channel_ready: ClassVar[bool] = False
+    takes_any_float: ClassVar[bool] = False
+    """Whether `observe` does without a float32 copy of a bfloat16 tensor, which costs as much as a layer."""
     minimum: Tensor | None
     maximum: Tensor | None
 
@@ -65,9 +67,9 @@ class Observer(nn.Module):
             raise ConfigError(f"A tensor of shape {tuple(x.shape)} is empty; pass some values.")
         if not x.is_floating_point():
             raise ConfigError(f"Observers need floating-point tensors, not {x.dtype}.")
-        data = x.detach().float()
+        data = x.detach()
         data = flat(data) if self.axis is None else by_channel(data, self.axis)
-        low, high = torch.aminmax(data, dim=None if self.axis is None else 1)
+        low, high = (end.float() for end in torch.aminmax(data, dim=None if self.axis is None else 1))
         # NaN and infinity survive both aminmax and the difference: this check needs no pass of its own.
         if not bool(torch.isfinite(high - low).all()):
             raise NonFiniteError(
@@ -80,7 +82,7 @@ class Observer(nn.Module):
                 "call reset() before observing another layer."
             )
         self._chosen = None
-        self.observe(data, low, high)
+        self.observe(data if self.takes_any_float else data.float(), low, high)
         return x
 
     def observe(self, x: Tensor, low: Tensor, high: Tensor) -> None:
@@ -158,7 +160,7 @@ class KeepingObserver(Observer):
         if self.axis is None:
             self.count(x, low, high)
         else:
-            self.kept.append(x.clone())
+            self.kept.append(x.float().clone())
 
     def count(self, x: Tensor, low: Tensor, high: Tensor) -> None:
         """Add the flat tensor `x`, with extremes `low` and `high`, to the summary."""

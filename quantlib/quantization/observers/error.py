@@ -18,6 +18,8 @@ SMALLEST_EXPONENT = -34
 """Bins narrower than 2**-34 are never needed: no scale is below 2**-23."""
 SMALLEST_SHARE = 1 / 2048
 """Ranges below this share of the extreme are not tried."""
+TAIL = 1 / 4
+"""Values beyond this share of a batch's extremes are few, and decide where a range ends: all are counted."""
 MARGIN = 1e-3
 """A range must promise to beat min-max by this share; below it the histogram cannot tell the two apart."""
 
@@ -111,6 +113,12 @@ def expected_error(histogram: ExactHistogram, grids: QParams) -> Tensor:
     return (start - 2 * scale * gain.sum(1)).clamp_(min=0) / total * width**2
 
 
+def _is_tail(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Which values lie beyond a share `TAIL` of the extremes."""
+    above = x > high * TAIL
+    return above if low >= 0 else above.logical_or_(x < low * TAIL)
+
+
 class MeanSquaredErrorObserver(KeepingObserver):
     """The range whose grid, at this observer's own bits, has the least mean squared error.
 
@@ -118,12 +126,15 @@ class MeanSquaredErrorObserver(KeepingObserver):
     of it, evenly spaced in ratio: first a coarse set (one end after a ReLU or when symmetric: 128 to 2,048
     ranges; both ends otherwise: all pairs of 32 to 256), then halving steps around the eight best until the
     ends move by less than 0.05 %. Min-max is among the ranges tried and is kept unless another is 0.1 %
-    better. A batch of more than `sample` values is thinned to every k-th one, k prime to its size so that all
-    channels and positions take part, and its two extremes are counted besides (None: count every value).
+    better. Of a batch of more than `sample` values the bulk is thinned to every k-th one, k prime to its size
+    so that all channels and positions take part; the tails, beyond a quarter of the extremes, are counted
+    whole (None: count every value).
     Per channel (weights): clip ratios 1/`ratios` .. 1 tried on the values themselves, all channels at
     once; affine grids then move each end alone. That form keeps the observed tensors until reset.
     Raises ConfigError unless ratios and sample are 1 or more. Introduced in notebook 03.
     """
+
+    takes_any_float = True
 
     histogram: ExactHistogram | None
 
@@ -144,9 +155,12 @@ class MeanSquaredErrorObserver(KeepingObserver):
         step = 1 if self.sample is None else -(-x.numel() // self.sample)
         while math.gcd(step, x.numel()) > 1:
             step += 1
-        self.histogram.add(x[::step], least, most, weight=step)
+        thinned = x[::step]
         if step > 1:
-            self.histogram.add(torch.stack([low, high]), least, most)
+            # Thinned tails put the best range of a convolution's output up to 1 dB off.
+            self.histogram.add(x[_is_tail(x, low, high)].float(), least, most)
+            thinned = thinned[~_is_tail(thinned, low, high)]
+        self.histogram.add(thinned.float(), least, most, weight=step)
 
     def choose(self) -> tuple[Tensor, Tensor]:
         """The range of least error."""

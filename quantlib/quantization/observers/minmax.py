@@ -18,6 +18,7 @@ class MinMaxObserver(Observer):
     """
 
     per_channel_ready = True
+    takes_any_float = True
 
 
 class MovingAverageObserver(Observer):
@@ -28,6 +29,7 @@ class MovingAverageObserver(Observer):
     """
 
     per_channel_ready = True
+    takes_any_float = True
 
     def __init__(self, *args: Any, momentum: float = 0.01, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

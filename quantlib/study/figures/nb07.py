@@ -5,7 +5,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from quantlib.study import plots
+from quantlib.study.figures.drops import drop_points
 from quantlib.study.figures.registry import figure
+from quantlib.study.figures.speed import speed_panels
 from quantlib.study.palette import BLUE, GREEN, GREY, ORANGE, VERMILLION
 
 PARTS = {"convolution": BLUE, "quantize": ORANGE, "add": GREEN, "other": GREY}
@@ -34,47 +36,17 @@ def sqnr_by_layer(layers: pd.DataFrame) -> Figure:
 @figure("07_accuracy", "07_accuracy")
 def drop_by_method(accuracy: pd.DataFrame) -> Figure:
     """Points lost against FP32 on the same images, with the interval of the paired difference."""
-    table = accuracy[accuracy["metric"] == "drop"].reset_index(drop=True)
-    worse = [plots.look(str(name)).label for name in table.loc[table["low"] > 0, "method"]]
-    made, ax = plots.canvas(
-        f"Measurably worse than FP32 at 8 bits: {', '.join(worse) or 'none'}",
-        "accuracy lost against FP32 (points; left of 0 is a gain)", figsize=(6.5, 2.4),
-    )  # fmt: skip
-    places = np.arange(len(table))[::-1]
-    for place, row in zip(places, table.itertuples(), strict=True):
-        face = plots.look(str(row.method))
-        ax.plot([row.low, row.high], [place, place], color=face.colour, linewidth=2)
-        ax.plot(row.value, place, color=face.colour, marker=face.marker, markersize=8)
-        ax.annotate(f"{row.value:+.2f}", (row.value, place), xytext=(0, 8), textcoords="offset points",
-                    ha="center", fontsize=8.5)  # fmt: skip
-    ax.axvline(0, color=plots.colour("fp32"), linewidth=1)
-    ax.set_yticks(places, [plots.look(str(name)).label for name in table["method"]])
-    ax.set_ylim(-0.6, len(table) - 0.2)
-    ax.grid(axis="y", visible=False)
-    plots.caption(made, f"n = {int(table['n'].max()):,} test images, paired; 95 % bootstrap intervals")
-    return made
+    return drop_points(accuracy[accuracy["metric"] == "drop"])
 
 
 @figure("07_speed", "07_speed")
 def images_per_second(speed: pd.DataFrame) -> Figure:
     """Images a second of every network, at the two batch sizes."""
-    table = speed[speed["metric"] == "images_per_second"]
     ratios = speed[speed["metric"] == "speedup"].set_index(["method", "batch"])["value"]
-    sizes = sorted(table["batch"].unique())
-    made, axes = plots.canvas("", "images a second", "", ncols=len(sizes), figsize=(7.4, 2.8))
-    for ax, size in zip(np.ravel(axes), sizes, strict=True):
-        part = table[table["batch"] == size].reset_index(drop=True)
-        plots.bars_with_intervals(ax, part, form="{:.0f}")
-        names = [plots.look(name).label for name in part["method"]]
-        ax.set_yticklabels(names if size == sizes[0] else [])
-        ax.set_title(f"batch {int(size)}: mixed {ratios['mixed', size]:.1f} times FP32")
-        ax.margins(x=0.2)
-    fast, slow = ratios["mixed", sizes[-1]], ratios["simulated", sizes[-1]]
+    largest = int(speed["batch"].max())
+    fast, slow = ratios["mixed", largest], ratios["simulated", largest]
     title = f"Int8 kernels run {fast:.1f} times as fast as FP32, simulated int8 {slow:.2f} times"
-    made.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
-    rounds = int(table["n"].iloc[0])
-    plots.caption(made, f"median and quartiles of {rounds} rounds in turn; machine in results/07_speed.json")
-    return made
+    return speed_panels(speed, title, "mixed")
 
 
 @figure("07_time", "07_time")

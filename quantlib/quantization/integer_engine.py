@@ -1,0 +1,89 @@
+"""The integer network on ONNX Runtime: the reference's integers, at the speed of its kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from quantlib.quantization.integer_graph import LAST, Integer
+from quantlib.quantization.integer_onnx import IMAGES, check_exportable, to_onnx
+from quantlib.quantization.onnx_writer import optional
+from quantlib.subject.benchmark import has_vnni
+
+SUB_BATCH = 64
+"""Images that go through together: with fewer the threads wait more often, with more the memory grows."""
+
+
+class Engine(nn.Module):
+    """An Integer, run by ONNX Runtime: (n, c, h, w) float32 in, float32 logits out, bit-equal to `reference`.
+
+    A session is made on first use, and again for another image size or number of threads
+    (torch.get_num_threads()); `sub_batch` images go through together. On the CPU. Raises ConfigError where
+    onnx or onnxruntime is missing, or where `to_onnx` does. Introduced in notebook 08.
+    """
+
+    def __init__(self, reference: Integer, sub_batch: int = SUB_BATCH) -> None:
+        super().__init__()
+        check_exportable(reference)
+        for package in ("onnx", "onnxruntime"):
+            optional(package)
+        self.reference, self.sub_batch = reference, sub_batch
+        self._sessions: dict[bool, tuple[Any, Any]] = {}
+
+    @property
+    def rounding(self) -> str:
+        """How accumulators become 8 bits: always "float"."""
+        return self.reference.rounding
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of int8 weights, int32 biases and float32 scales."""
+        return self.reference.weight_bytes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of a batch of any size."""
+        return self._run(x, [])[LAST]
+
+    def integers(self, x: Tensor) -> dict[str, Tensor]:
+        """The integers that every operator puts out, by name, "input" first: as `Integer.integers`."""
+        names = [step.name for step in self.reference.steps if step.name != LAST]
+        found = self._run(x, names)
+        return {name: found[name] for name in names}
+
+    def _run(self, x: Tensor, keep: Sequence[str]) -> dict[str, Tensor]:
+        """The logits, and the integers of the steps named in `keep`."""
+        session = self._session(tuple(x.shape[1:]), keep)
+        parts = [session.run(None, {IMAGES: _array(part)}) for part in x.split(self.sub_batch)]
+        columns = zip(*parts, strict=True)
+        return dict(zip([LAST, *keep], (torch.from_numpy(np.concatenate(c)) for c in columns), strict=True))
+
+    def _session(self, shape: tuple[int, ...], keep: Sequence[str]) -> Any:
+        """The session for images of this shape: one that gives logits, another that shows every integer."""
+        key = shape, torch.get_num_threads()
+        slot = bool(keep)
+        if slot not in self._sessions or self._sessions[slot][0] != key:
+            model = to_onnx(self.reference, shape, keep).SerializeToString()
+            self._sessions[slot] = key, _start(model)
+        return self._sessions[slot][1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles make their sessions anew."""
+        return {**self.__dict__, "_sessions": {}}
+
+
+def _array(x: Tensor) -> Any:
+    return x.detach().float().contiguous().numpy()
+
+
+def _start(model: bytes) -> Any:
+    """An ONNX Runtime session with torch's number of threads."""
+    runtime = optional("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    if not has_vnni():  # u8 x s8 products may then saturate in 16 bits; this setting takes u8 x u8 instead
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

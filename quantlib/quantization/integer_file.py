@@ -1,0 +1,107 @@
+"""An integer network as one file that describes itself: loading needs no Python class of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from quantlib.errors import CheckpointError
+from quantlib.quantization import quantized_file
+from quantlib.quantization.fused import Flatten
+from quantlib.quantization.integer_graph import Integer, Step, assemble
+from quantlib.quantization.integer_layers import (
+    Dequantize,
+    Grid,
+    IntegerConv2d,
+    IntegerLinear,
+    IntegerOperator,
+)
+from quantlib.quantization.integer_pooling import (
+    IntegerAdaptiveAvgPool2d,
+    IntegerAdd,
+    IntegerAvgPool2d,
+    IntegerConcat,
+    IntegerMaxPool2d,
+    IntegerReLU,
+)
+from quantlib.quantization.mixed_layers import Quantize
+
+KIND, VERSION = "integer", 1
+CLASSES: tuple[type[IntegerOperator], ...] = (
+    IntegerConv2d, IntegerLinear, IntegerAdd, IntegerReLU, IntegerConcat, IntegerMaxPool2d,
+    IntegerAvgPool2d, IntegerAdaptiveAvgPool2d, Dequantize,
+)  # fmt: skip
+OPERATORS = {each.__name__: each for each in CLASSES}
+"""The operators that a file can name, besides Quantize and Flatten."""
+
+
+def save_integer(model: Integer, path: str | Path) -> None:
+    """Write an integer network to one file: int8 weights, int32 biases, float32 scales, and the graph.
+
+    The graph is a list of operators with name, inputs and settings, in the metadata key "quantlib".
+    Written aside, then renamed. Introduced in notebook 08.
+    """
+    steps = [
+        {
+            "name": name,
+            "operator": type(module).__name__,
+            "inputs": inputs,
+            "settings": _settings(module),
+        }
+        for name, module, inputs in model.steps
+    ]
+    description = {"rounding": model.rounding, "steps": steps}
+    quantized_file.write(path, KIND, VERSION, dict(model.graph_module.state_dict()), description)
+
+
+def load_integer(path: str | Path) -> Integer:
+    """The network that `save_integer` wrote, bit for bit, as exact reference.
+
+    Raises CheckpointError when the file is missing, damaged, of another version, or names an operator that
+    does not exist. Introduced in notebook 08.
+    """
+    tensors, description = quantized_file.read(path, KIND, VERSION)
+    try:
+        steps = [_step(step, tensors) for step in description["steps"]]
+        return assemble(steps, description["rounding"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} describes a network that cannot be built ({error!r}); save it again."
+        ) from error
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    if isinstance(module, Quantize):
+        return {"output_grid": (module.scale, module.zero_point, module.quant_min, module.quant_max)}
+    return module.description() if isinstance(module, IntegerOperator) else {}
+
+
+def _step(step: dict[str, Any], tensors: dict[str, Tensor]) -> Step:
+    """One operator, from its description and the tensors that bear its name."""
+    name, operator = step["name"], step["operator"]
+    settings = {key: _setting(key, value) for key, value in step["settings"].items()}
+    own = {key.rpartition(".")[2]: value for key, value in _named(tensors, name)}
+    module: nn.Module
+    if operator == "Quantize":
+        module = Quantize(settings["output_grid"].qparams)
+    elif operator == "Flatten":
+        module = Flatten()
+    else:
+        module = OPERATORS[operator](**own, **settings)
+    return Step(name, module, step["inputs"])
+
+
+def _named(tensors: dict[str, Tensor], name: str) -> Iterable[tuple[str, Tensor]]:
+    return ((key, value) for key, value in tensors.items() if key.rpartition(".")[0] == name)
+
+
+def _setting(key: str, value: Any) -> Any:
+    """A float32 scale survives JSON as the float64 that equals it."""
+    if key == "input_grids":
+        return [Grid(*each) for each in value]
+    if key.endswith("_grid") and value is not None:
+        return Grid(*value)
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,53 @@
+"""Networks timed in turn on the same batches, and the rows that say what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantlib.study.session import Session
+from quantlib.subject.benchmark import Timing, interleave, machine, ratio
+
+
+def race(
+    networks: Mapping[str, Callable[[Tensor], Any]], sample: Tensor, sizes: Sequence[int], repeats: int
+) -> dict[int, dict[str, Timing]]:
+    """Time every network on batches of each size, in turn within a round: size -> name -> Timing.
+
+    sample: (n, c, h, w), repeated or cut to the size, channels last. Introduced in notebook 07.
+    """
+    found = machine()
+    print(f"{found['cpu']}, {found['isa']}, {found['threads']} threads, torch {found['torch']}")
+    timings = {}
+    with torch.no_grad():
+        for size in sizes:
+            x = sample.repeat(-(-size // len(sample)), 1, 1, 1)[:size]
+            x = x.contiguous(memory_format=torch.channels_last)
+            calls = {name: lambda network=network: network(x) for name, network in networks.items()}  # noqa: B023
+            timings[size] = interleave(calls, repeats)
+    return timings
+
+
+def speed_rows(
+    run: Session, timings: Mapping[int, Mapping[str, Timing]], baseline: str = "fp32"
+) -> list[dict[str, Any]]:
+    """Rows of images_per_second (median, quartiles) and speedup over `baseline` (median, lowest, highest)."""
+    rows = []
+    for size, found in timings.items():
+        for name, timing in found.items():
+            times, low, high = ratio(found, baseline, name)
+            about = {"n": len(timing.runs), "batch": size}
+            rate, least, most = (size / seconds for seconds in (timing.median, timing.high, timing.low))
+            rows += [
+                run.row(name, rate, metric="images_per_second", low=least, high=most, **about),
+                run.row(name, times, metric="speedup", low=low, high=high, **about),
+            ]
+    return rows
+
+
+def fastest(timings: Mapping[str, Timing], among: str) -> str:
+    """The name with the least median of those that begin with `among`."""
+    return min((name for name in timings if name.startswith(among)), key=lambda name: timings[name].median)
