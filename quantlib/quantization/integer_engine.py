@@ -84,6 +84,8 @@ def _start(model: bytes) -> Any:
     runtime = optional("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Its threads would spin on for a while after each run, on the cores that torch works on meanwhile.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if not has_vnni():  # u8 x s8 products may then saturate in 16 bits; this setting takes u8 x u8 instead
         options.add_session_config_entry("session.x64quantprecision", "1")
     return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -11,6 +11,7 @@ from quantlib.errors import ConfigError, QuantlibError
 from quantlib.quantization.graph import fuse
 from quantlib.quantization.qconfig import QConfig
 from quantlib.quantization.workflow import calibrate, convert, prepare
+from quantlib.study.race import AT_LEAST, PAUSE
 from quantlib.subject import data
 from quantlib.subject.benchmark import interleave, machine, ratio
 from quantlib.subject.checkpoints import load_checkpoint
@@ -39,7 +40,7 @@ def bench(batch: int, repeats: int) -> None:
         raise ConfigError(f"batch is {batch}; the shipped images allow 1 to 1000.")
     calls = candidates(data.load("calibration"), batch)
     with torch.no_grad():
-        timings = interleave(calls, repeats)
+        timings = interleave(calls, repeats, at_least=AT_LEAST, pause=PAUSE)
     baseline = next(iter(calls))
     print(f"batch {batch}")
     for name, timing in timings.items():

@@ -49,6 +49,7 @@ METHODS: dict[str, Look] = {
     "float_bias": Look(ORANGE, "D", "float bias"),
     "zero_point_inside": Look(PURPLE, "^", "zero point inside"),
     "torch_ao": Look(ORANGE, "D", "torch.ao"),
+    "torch_ao_onednn": Look(VERMILLION, "s", "torch.ao oneDNN"),
     "fp32_compiled": Look(BLACK, "d", "FP32 compiled"),
     "onnxruntime": Look(PURPLE, "^", "ONNX Runtime"),
 }

@@ -11,6 +11,8 @@ from torch import Tensor
 from quantlib.study.session import Session
 from quantlib.subject.benchmark import Timing, interleave, machine, ratio
 
+AT_LEAST, PAUSE = 0.2, 0.05  # seconds; see interleave
+
 
 def race(
     networks: Mapping[str, Callable[[Tensor], Any]], sample: Tensor, sizes: Sequence[int], repeats: int
@@ -27,7 +29,7 @@ def race(
             x = sample.repeat(-(-size // len(sample)), 1, 1, 1)[:size]
             x = x.contiguous(memory_format=torch.channels_last)
             calls = {name: lambda network=network: network(x) for name, network in networks.items()}  # noqa: B023
-            timings[size] = interleave(calls, repeats)
+            timings[size] = interleave(calls, repeats, at_least=AT_LEAST, pause=PAUSE)
     return timings
 
 

@@ -93,6 +93,8 @@ class OnnxRuntimeInt8:
             )  # fmt: skip
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
+            # As in our engine: no spinning after a run, at the expense of whoever runs next.
+            options.add_session_config_entry("session.force_spinning_stop", "1")
             self.session = onnxruntime.InferenceSession(rounded, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, x: Tensor) -> Any:

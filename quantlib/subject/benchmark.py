@@ -66,23 +66,39 @@ class Timing:
 
 
 def interleave(
-    candidates: Mapping[str, Callable[[], Any]], repeats: int = 7, warmup: int = 1
+    candidates: Mapping[str, Callable[[], Any]],
+    repeats: int = 7,
+    warmup: int = 1,
+    at_least: float = 0.0,
+    pause: float = 0.0,
 ) -> dict[str, Timing]:
     """Time each candidate once a round, in turn, so that a drift of the machine meets all alike.
 
-    The first `warmup` rounds (compilation, packing, caches) are not counted. Seconds; ConfigError for
-    fewer than one counted round. Introduced in notebook 07.
+    The first `warmup` rounds (compilation, packing, caches) are not counted. A turn calls its candidate until
+    `at_least` seconds have passed, and counts the mean: one call of milliseconds measures the machine's
+    hiccups. `pause` seconds go before each turn: the idle threads of one runtime spin on for a while after
+    its last call, on the cores that the next one wants. Seconds; ConfigError for fewer than one counted
+    round. Introduced in notebook 07.
     """
     if repeats < 1:
         raise ConfigError(f"repeats is {repeats}; it must be at least 1")
     runs: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(warmup + repeats):
         for name, call in candidates.items():
-            started = time.perf_counter()
-            call()
+            time.sleep(pause)
+            seconds = _seconds_a_call(call, at_least)
             if turn >= warmup:
-                runs[name].append(time.perf_counter() - started)
+                runs[name].append(seconds)
     return {name: timing(seconds) for name, seconds in runs.items()}
+
+
+def _seconds_a_call(call: Callable[[], Any], at_least: float) -> float:
+    """The mean over as many calls as fill `at_least` seconds, one or more."""
+    started, calls, passed = time.perf_counter(), 0, 0.0
+    while not calls or passed < at_least:
+        call()
+        calls, passed = calls + 1, time.perf_counter() - started
+    return passed / calls
 
 
 def timing(seconds: list[float]) -> Timing:

@@ -23,6 +23,26 @@ def test_a_slow_candidate_shows_in_the_ratio() -> None:
     assert low <= middle <= high and 1.5 < middle < 6
 
 
+def test_short_calls_are_repeated_until_their_turn_is_filled() -> None:
+    calls: list[str] = []
+
+    def call(name: str, seconds: float) -> None:
+        calls.append(name)
+        time.sleep(seconds)
+
+    rivals = {"short": lambda: call("short", 0.01), "long": lambda: call("long", 0.08)}
+    timings = interleave(rivals, repeats=2, warmup=0, at_least=0.05)
+    assert calls.count("long") == 2 and 4 <= calls.count("short") <= 10
+    assert 0.01 <= timings["short"].median < 0.05 and timings["long"].median >= 0.08  # seconds of one call
+
+
+def test_a_pause_goes_before_each_turn_and_is_not_counted() -> None:
+    started = time.perf_counter()
+    timings = interleave({"a": lambda: None, "b": lambda: None}, repeats=2, warmup=1, pause=0.03)
+    assert time.perf_counter() - started >= 6 * 0.03
+    assert timings["a"].median < 0.02
+
+
 def test_ratio_is_taken_round_by_round() -> None:
     timings = {"a": Timing(4, 2, 6, (2.0, 4.0, 6.0)), "b": Timing(2, 1, 3, (1.0, 2.0, 3.0))}
     assert ratio(timings, "a", "b") == (2.0, 2.0, 2.0)

@@ -18,7 +18,7 @@ SMALLEST_EXPONENT = -34
 """Bins narrower than 2**-34 are never needed: no scale is below 2**-23."""
 SMALLEST_SHARE = 1 / 2048
 """Ranges below this share of the extreme are not tried."""
-TAIL = 1 / 4
+TAIL = 1 / 2
 """Values beyond this share of a batch's extremes are few, and decide where a range ends: all are counted."""
 MARGIN = 1e-3
 """A range must promise to beat min-max by this share; below it the histogram cannot tell the two apart."""
@@ -127,7 +127,7 @@ class MeanSquaredErrorObserver(KeepingObserver):
     ranges; both ends otherwise: all pairs of 32 to 256), then halving steps around the eight best until the
     ends move by less than 0.05 %. Min-max is among the ranges tried and is kept unless another is 0.1 %
     better. Of a batch of more than `sample` values the bulk is thinned to every k-th one, k prime to its size
-    so that all channels and positions take part; the tails, beyond a quarter of the extremes, are counted
+    so that all channels and positions take part; the tails, beyond half of the extremes, are counted
     whole (None: count every value).
     Per channel (weights): clip ratios 1/`ratios` .. 1 tried on the values themselves, all channels at
     once; affine grids then move each end alone. That form keeps the observed tensors until reset.
