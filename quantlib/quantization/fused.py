@@ -12,10 +12,14 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def rectify(x: Tensor, relu: bool, ceiling: float | None = None) -> Tensor:
-    """max(x, 0), and no more than `ceiling` when there is one (ReLU6); x itself without `relu`."""
+    """max(x, 0), and no more than `ceiling` when there is one (ReLU6); x itself without `relu`.
+
+    In place: the operators hand over what they have just made, and a second tensor of that size costs more
+    time than the ReLU.
+    """
     if not relu:
         return x
-    return F.relu(x) if ceiling is None else x.clamp(0.0, ceiling)
+    return F.relu_(x) if ceiling is None else x.clamp_(0.0, ceiling)
 
 
 class Rectified(nn.Module):

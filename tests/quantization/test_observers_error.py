@@ -11,6 +11,7 @@ from torch import Tensor
 from quantlib.quantization.affine import fake_quantize, qparams_from_range
 from quantlib.quantization.metrics import mse
 from quantlib.quantization.observers import ExactHistogram, expected_error, make_observer
+from quantlib.quantization.observers.error import tails
 
 
 def samples(kind: str, n: int = 60_000, seed: int = 0) -> Tensor:
@@ -77,6 +78,17 @@ def test_thinned_batches_keep_channels_extremes_and_the_optimum() -> None:
         assert observer.histogram.counts.flatten()[-1] >= 1
         errors.append(mse(x, fake_quantize(x, observer.qparams())))
     assert errors[1] < 1.005 * errors[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("size", [1, 31, 32, 33, 5000])
+def test_tails_are_all_beyond_half_of_the_extremes(size: int, signed: bool, dtype: torch.dtype) -> None:
+    x = torch.randn(size, generator=torch.Generator().manual_seed(size)).to(dtype)
+    x = x if signed else x.abs()
+    low, high = (end.float() for end in torch.aminmax(x))
+    wanted = [v for v in x.float().tolist() if v > float(high) / 2 or (float(low) < 0 and v < float(low) / 2)]
+    assert sorted(tails(x, low, high).tolist()) == sorted(wanted)
 
 
 @pytest.mark.parametrize("signed", [False, True])
