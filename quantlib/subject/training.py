@@ -24,6 +24,7 @@ from quantlib.subject.augment import augment, resize
 from quantlib.subject.benchmark import bfloat16_is_fast
 from quantlib.subject.data import Images
 from quantlib.subject.evaluation import evaluate
+from quantlib.subject.layout import cache_folder
 from quantlib.subject.models import build
 from quantlib.subject.optimizers import Optimizers
 from quantlib.subject.recipe import Recipe, load_recipe
@@ -185,7 +186,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--recipe", default="resnet50", help="a name in quantlib/subject/recipes, or a .toml file"
     )
     parser.add_argument(
-        "--folder", type=Path, help="where state and log are kept (default build/training/RECIPE)"
+        "--folder", type=Path, help="where state and log are kept (default ~/.cache/quantlib/training/RECIPE)"
     )
     parser.add_argument("--data", help="folder of CIFAR-10 (default: found or fetched)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -199,7 +200,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def train(options: argparse.Namespace) -> None:
     """Run one recipe to its end and publish the checkpoint."""
     recipe = load_recipe(options.recipe)
-    folder = options.folder or Path("build/training") / recipe.name
+    # Hours of work: `make clean` and a new clone must not take them along.
+    folder = options.folder or cache_folder() / "training" / recipe.name
     torch.set_num_threads(options.threads)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("nccl" if options.device == "cuda" else "gloo")

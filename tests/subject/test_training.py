@@ -12,7 +12,7 @@ import torch
 from quantlib.errors import ConfigError, TrainingError
 from quantlib.subject import data
 from quantlib.subject.recipe import Recipe, load_recipe
-from quantlib.subject.training import Trainer
+from quantlib.subject.training import Trainer, main
 
 torch.set_num_threads(1)  # the batches are too small to share
 TINY = Recipe(
@@ -81,6 +81,18 @@ def test_a_state_of_another_recipe_or_a_damaged_one_is_refused(tmp_path: Path) -
         trainer(tmp_path)
 
 
+def test_the_command_keeps_its_state_where_make_clean_does_not_look(tmp_path: Path, monkeypatch) -> None:
+    images = data.load("calibration").take(64)
+    monkeypatch.setattr(data, "load", lambda split, source, root: images)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.toml").write_text('model = "resnet20"\nbatch_size = 32\nstages = [[1, 16]]\n')
+    command = ["--recipe", "tiny.toml", "--device", "cpu", "--threads", "1", "--no-compile", "--no-publish"]
+    assert main(command) == 0
+    kept = {path.name for path in (tmp_path / "cache/quantlib/training/tiny").iterdir()}
+    assert kept == {"state.pt", "best.pt", "log.csv"} and not (tmp_path / "build").exists()
+
+
 def test_one_cycle_by_hand() -> None:
     recipe = Recipe(name="x", model="resnet20", stages=((1, 32),), warmup=0.2)
     assert [recipe.rate_factor(p) for p in (0.0, 0.1, 0.2, 0.6, 1.0)] == pytest.approx([0, 0.5, 1, 0.5, 0])
@@ -101,7 +113,7 @@ import sys, torch, torch.distributed as dist
 from pathlib import Path
 from tests.subject.test_training import TINY
 from quantlib.subject import data
-from quantlib.subject.training import Trainer
+from quantlib.subject.training import Trainer, main
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 images = data.load("calibration").take(96)

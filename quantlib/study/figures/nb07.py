@@ -45,7 +45,7 @@ def images_per_second(speed: pd.DataFrame) -> Figure:
     ratios = speed[speed["metric"] == "speedup"].set_index(["method", "batch"])["value"]
     largest = int(speed["batch"].max())
     fast, slow = ratios["mixed", largest], ratios["simulated", largest]
-    title = f"Int8 kernels run {fast:.1f} times as fast as FP32, simulated int8 {slow:.2f} times"
+    title = f"Int8 kernels run {fast:.1f} times as fast as FP32, simulated int8 only {slow:.2f} times"
     return speed_panels(speed, title, "mixed")
 
 
