@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from quantlib.errors import CheckpointError, ConfigError
 from quantlib.quantization import quantized_file
-from quantlib.quantization.affine import QParams, qparams_from_range, quantize
+from quantlib.quantization.affine import QParams, quantize
 from quantlib.quantization.graph import fuse, is_canonical, module_of
 from quantlib.quantization.mixed_layers import (
     Mixed,
@@ -68,20 +68,8 @@ def _input_grid(prepared: Prepared, node: fx.Node, bits: int) -> QParams:
         raise ConfigError(
             f"The int8 kernels need one grid per tensor; activation {name!r} has one per channel."
         )
-    return grid if grid.bits <= bits else _narrower(prepared.activations[name], bits)
-
-
-def _narrower(observer: Observer, bits: int) -> QParams:
-    """The range that the observer chose, on fewer bits."""
-    low, high = observer.range()
-    return qparams_from_range(
-        low,
-        high,
-        bits=bits,
-        signed=observer.signed,
-        symmetric=observer.symmetric,
-        narrow_range=observer.narrow_range,
-    )
+    observer = prepared.activations[name]
+    return grid if grid.bits <= bits else observer.grid(*observer.range(), bits=bits)
 
 
 def weight_grid(name: str, observer: Observer, kind: str) -> QParams:

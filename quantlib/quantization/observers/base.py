@@ -115,12 +115,15 @@ class Observer(nn.Module):
         """The range to quantize, from what was observed; by default all of it."""
         return self.observed()
 
-    def grid(self, low: Tensor, high: Tensor) -> QParams:
-        """The grid of this observer's bits and symmetry over low..high; a vector of ranges gives a vector."""
+    def grid(self, low: Tensor, high: Tensor, bits: int | None = None) -> QParams:
+        """The grid of this observer's symmetry, on its bits or on `bits`, over low..high.
+
+        A vector of ranges gives a vector of grids.
+        """
         return qparams_from_range(
             low,
             high,
-            bits=self.bits,
+            bits=self.bits if bits is None else bits,
             signed=self.signed,
             symmetric=self.symmetric,
             narrow_range=self.narrow_range,
