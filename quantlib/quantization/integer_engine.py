@@ -79,13 +79,19 @@ def _array(x: Tensor) -> Any:
     return x.detach().float().contiguous().numpy()
 
 
-def _start(model: bytes) -> Any:
-    """An ONNX Runtime session with torch's number of threads."""
-    runtime = optional("onnxruntime")
-    options = runtime.SessionOptions()
+def session_options() -> Any:
+    """ONNX Runtime's options for a fair neighbour: torch's number of threads, idle between two runs."""
+    options = optional("onnxruntime").SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     # Its threads would spin on for a while after each run, on the cores that torch works on meanwhile.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _start(model: bytes) -> Any:
+    """A session for the integer graph."""
+    options = session_options()
     if not has_vnni():  # u8 x s8 products may then saturate in 16 bits; this setting takes u8 x u8 instead
         options.add_session_config_entry("session.x64quantprecision", "1")
+    runtime = optional("onnxruntime")
     return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -59,7 +59,7 @@ def look(method: str) -> Look:
     """The look of a method; StudyError says where to add one that is not there."""
     if method not in METHODS:
         raise StudyError(
-            f"No colour is set for the method {method!r}; add it to METHODS in quantlib/study/plots.py."
+            f"No colour is set for the method {method!r}; add it to METHODS in quantlib/study/palette.py."
         )
     return METHODS[method]
 

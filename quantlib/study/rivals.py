@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantlib.quantization.integer_engine import session_options
 from quantlib.subject.data import Images, batches
 
 
@@ -91,11 +92,9 @@ class OnnxRuntimeInt8:
                 exact, rounded, reader, quant_format=QuantFormat.QDQ, per_channel=True,
                 activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             )  # fmt: skip
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = torch.get_num_threads()
-            # As in our engine: no spinning after a run, at the expense of whoever runs next.
-            options.add_session_config_entry("session.force_spinning_stop", "1")
-            self.session = onnxruntime.InferenceSession(rounded, options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(
+                rounded, session_options(), providers=["CPUExecutionProvider"]
+            )
 
     def __call__(self, x: Tensor) -> Any:
         """Logits of a batch."""

@@ -113,7 +113,7 @@ import sys, torch, torch.distributed as dist
 from pathlib import Path
 from tests.subject.test_training import TINY
 from quantlib.subject import data
-from quantlib.subject.training import Trainer, main
+from quantlib.subject.training import Trainer
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 images = data.load("calibration").take(96)
