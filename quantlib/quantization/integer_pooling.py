@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from quantlib.quantization.integer_layers import Grid, IntegerOperator
 from quantlib.quantization.kernels import quantize_uint8
+from quantlib.quantization.observers.base import flat
 from quantlib.quantization.requantize import float_multiplier, requantize, rescale
 
 Side = int | tuple[int, ...]
@@ -18,6 +19,9 @@ Side = int | tuple[int, ...]
 
 HEADROOM = 20
 """Bits that TFLite shifts both summands up by, so that their rescaling loses nothing that matters."""
+
+BYTES = torch.arange(256, dtype=torch.int32)
+"""All that a uint8 can be."""
 
 
 class IntegerAdd(IntegerOperator):
@@ -47,14 +51,13 @@ class IntegerAdd(IntegerOperator):
         """Bring both to one scale, add, requantize."""
         if self.rounding == "float":
             return quantize_uint8(self._sum(a, b), 1.0, 0, self.low, self.high)
-        pairs = list(zip((a, b), self.input_grids, strict=True))
         twice = 2 * max(grid.scale for grid in self.input_grids)
         first, second = (
-            rescale((q.int() - grid.zero_point) << HEADROOM, _double(grid.scale / twice), self.rounding)
-            for q, grid in pairs
+            lookup(rescale((BYTES - grid.zero_point) << HEADROOM, _double(grid.scale / twice), self.rounding), q)
+            for q, grid in zip((a, b), self.input_grids, strict=True)
         )
         m = _double(twice / (2**HEADROOM * self.output_grid.scale))
-        return requantize(first + second, m, self.output_grid.zero_point, self.low, self.high, self.rounding)
+        return requantize(first.add_(second), m, self.output_grid.zero_point, self.low, self.high, self.rounding)
 
     def _sum(self, a: Tensor, b: Tensor) -> Tensor:
         """The sum in steps of the output, zero point included, not yet rounded: float32."""
@@ -63,8 +66,16 @@ class IntegerAdd(IntegerOperator):
         ra, rb = (float_multiplier(grid.scale, 1.0, out.scale).double() for grid in self.input_grids)
         za, zb = (grid.zero_point for grid in self.input_grids)
         fixed = (out.zero_point - (ra * za + (rb * zb).float()).float().double()).float()
-        inner = (torch.arange(256) * rb + fixed).float()  # all that b can give
-        return (a.double().mul_(ra).add_(inner[b.int()])).float()
+        inner = (BYTES * rb + fixed).float()
+        return a.double().mul_(ra).add_(lookup(inner, b)).float()
+
+
+def lookup(table: Tensor, q: Tensor) -> Tensor:
+    """table[q] for uint8 `q`: all that a function of one byte can give is computed once, 256 values."""
+    q = q.contiguous(memory_format=torch.channels_last) if q.dim() == 4 else q.contiguous()
+    out = torch.empty_like(q, dtype=table.dtype)
+    torch.index_select(table, 0, flat(q).int(), out=flat(out))
+    return out
 
 
 def _double(m: float) -> Tensor:

@@ -70,9 +70,8 @@ def rescale(x: Tensor, m: Tensor | float, rounding: str) -> Tensor:
     if rounding == "float":
         product = x.float() * along(torch.as_tensor(m, dtype=torch.float32), x)
         return torch.round(product).double().clamp(INT32.min, INT32.max).to(torch.int32)
-    m0, exponent = (along(part, x) for part in quantize_multiplier(m))
-    rounded = _twice_rounded if rounding == "gemmlowp" else _once_rounded
-    return rounded(x.long(), m0, exponent).clamp(INT32.min, INT32.max).to(torch.int32)
+    wide = x.to(torch.int64, copy=True)
+    return _round_(wide, m, rounding).clamp_(INT32.min, INT32.max).to(torch.int32)
 
 
 def requantize(
@@ -85,13 +84,16 @@ def requantize(
     """
     out = torch.empty_like(acc, dtype=torch.uint8)
     images = max(1, PIECE * len(acc) // max(1, acc.numel()))
+    # Memory asked for anew by each piece would cost more than the arithmetic: the system clears its pages.
+    scratch = torch.empty_like(acc[:images], dtype=torch.float32 if rounding == "float" else torch.int64)
     for part, q in zip(acc.split(images), out.split(images), strict=True):
+        values = scratch[: len(part)].copy_(part)
         if rounding == "float":  # rescale, but without a detour over int32
-            product = part.float().mul_(along(torch.as_tensor(m, dtype=torch.float32), part))
-            q.copy_(quantize_uint8(product, 1.0, zero_point, low, high))
-        else:
-            rounded = rescale(part, m, rounding).clamp_(low - zero_point, high - zero_point)
-            q.copy_(rounded.add_(zero_point))
+            values.mul_(along(torch.as_tensor(m, dtype=torch.float32), part))
+            q.copy_(quantize_uint8(values, 1.0, zero_point, low, high))
+        else:  # this clamp is tighter than that of rescale
+            _round_(values, m, rounding).clamp_(low - zero_point, high - zero_point).add_(zero_point)
+            q.copy_(values)
     return out
 
 
@@ -100,20 +102,28 @@ def along(values: Tensor, x: Tensor) -> Tensor:
     return values if values.dim() == 0 else values.reshape(-1, *[1] * (x.dim() - 2))
 
 
+def _round_(x: Tensor, m: Tensor | float, rounding: str) -> Tensor:
+    """round(x * M) by a rule of integers, in place, int64, not yet saturated."""
+    m0, exponent = (along(part, x) for part in quantize_multiplier(m))
+    return (_twice_rounded if rounding == "gemmlowp" else _once_rounded)(x, m0, exponent)
+
+
 def _twice_rounded(x: Tensor, m0: Tensor, exponent: Tensor) -> Tensor:
-    """gemmlowp: the high half of twice the product, then a shift that rounds half away from zero.
+    """gemmlowp: the high half of twice the product, then a shift that rounds half away from zero; in place.
 
     gemmlowp nudges positive and negative products differently and lets the division cut towards zero:
     together that is half up, which one addition and a shift do. The second step is not.
     """
     left, right = exponent.clamp(min=0), (-exponent).clamp(min=0)
     if bool((left > 0).any()):
-        x = (x << left).clamp_(INT32.min, INT32.max)
-    high = (x * m0).add_(2**30) >> 31
-    away = torch.where(right > 0, high >> 63, 0)  # -1 for negative numbers
-    return away.add_(high).add_((1 << right) >> 1) >> right
+        x.bitwise_left_shift_(left).clamp_(INT32.min, INT32.max)
+    high = x.mul_(m0).add_(2**30).bitwise_right_shift_(31)
+    away = high >> 63  # -1 for negative numbers
+    if not bool((right > 0).all()):
+        away.mul_(right > 0)
+    return high.add_(away).add_((1 << right) >> 1).bitwise_right_shift_(right)
 
 
 def _once_rounded(x: Tensor, m0: Tensor, exponent: Tensor) -> Tensor:
-    """One addition of a half, then a shift that rounds down: half up."""
-    return (x * m0).add_(1 << (30 - exponent)) >> (31 - exponent)
+    """One addition of a half, then a shift that rounds down: half up; in place."""
+    return x.mul_(m0).add_(1 << (30 - exponent)).bitwise_right_shift_(31 - exponent)

@@ -37,7 +37,7 @@ def compiled(model: nn.Module, device: torch.device, enabled: bool) -> nn.Module
     """Compile `model` and run it once; fall back to the plain model where no compiler works."""
     if not enabled:
         return model
-    candidate = cast(nn.Module, torch.compile(model))
+    candidate = cast(nn.Module, torch.compile(model, dynamic=False))
     try:
         with torch.no_grad():
             candidate(torch.zeros(2, 3, 32, 32, device=device).to(memory_format=torch.channels_last))
