@@ -1,7 +1,7 @@
 """Low rank: a convolution becomes two or three thinner ones, by SVD or by Tucker-2.
 
-The filters of a layer resemble each other. Seen as a matrix or as a tensor, they are close to one of low rank,
-and a product of thin factors needs fewer parameters and fewer multiplications than the whole.
+The filters of a layer resemble each other. Seen as a matrix or a tensor, they are close to one of low rank, and
+a product of thin factors needs fewer parameters and fewer multiplications than the whole.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ class Plan(NamedTuple):
 
 
 def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best product of rank `rank`: left (rows, rank) and right (rank, columns), |matrix - left right|_F least.
+    """The product of rank `rank` nearest to `matrix` (rows, columns): left (rows, rank), right (rank, columns).
 
-        matrix = U S V^T;  left = U_r sqrt(S_r),  right = sqrt(S_r) V_r^T;  error^2 = sum of the dropped s^2
+        matrix = U S V^T;  left = U_r sqrt(S_r),  right = sqrt(S_r) V_r^T
+        |matrix - left right|_F^2 = sum of the dropped s^2
 
     Splitting S evenly keeps both factors of one size, which low bits like. Computed in float64. Raises
     ConfigError when the rank is not in 1..min(rows, columns).
@@ -51,7 +52,7 @@ def rank_by_energy(matrix: Tensor, energy: float) -> int:
     if not 0 < energy <= 1:
         raise ConfigError(f"energy is {energy:g}; give a share above 0 and up to 1.")
     squares = torch.linalg.svdvals(matrix.double()).square()
-    # The last sums differ from the whole by rounding only: without the slack, energy = 1 could ask for one too many.
+    # The last sums differ from the whole by rounding only: without slack, energy = 1 could ask for too many.
     enough = squares.cumsum(0) >= energy * squares.sum() * (1 - 1e-12)
     return int(enough.double().argmax()) + 1
 
@@ -89,12 +90,12 @@ def spatial_factors(weight: Tensor, rank: int) -> list[Tensor]:
 
 
 def tucker2_factors(weight: Tensor, ranks: tuple[int, int], sweeps: int = 10) -> list[Tensor]:
-    """1 x 1 to `ranks[1]` channels, k x k to `ranks[0]`, 1 x 1 back: (r_in, in, 1, 1), core, (out, r_out, 1, 1).
+    """1 x 1 down, k x k between few channels, 1 x 1 up: (r_in, in, 1, 1), core, (out, r_out, 1, 1).
 
         weight ~ core x_out A x_in B, with orthonormal A (out, r_out), B (in, r_in), core = weight x A^T x B^T
 
     Each sweep finds the best A for this B and the best B for this A (higher-order orthogonal iteration),
-    so that the error never rises. Raises ConfigError when a rank is not in 1..channels.
+    so that the error never rises. `ranks` is (r_out, r_in). Raises ConfigError when a rank is not in 1..channels.
     Source: De Lathauwer et al. 2000; Kim et al. 2016. Introduced in notebook 17.
     """
     out, inputs = weight.shape[:2]

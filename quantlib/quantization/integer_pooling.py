@@ -52,12 +52,14 @@ class IntegerAdd(IntegerOperator):
         if self.rounding == "float":
             return quantize_uint8(self._sum(a, b), 1.0, 0, self.low, self.high)
         twice = 2 * max(grid.scale for grid in self.input_grids)
-        first, second = (
-            lookup(rescale((BYTES - grid.zero_point) << HEADROOM, _double(grid.scale / twice), self.rounding), q)
-            for q, grid in zip((a, b), self.input_grids, strict=True)
-        )
-        m = _double(twice / (2**HEADROOM * self.output_grid.scale))
-        return requantize(first.add_(second), m, self.output_grid.zero_point, self.low, self.high, self.rounding)
+        total = self._summand(0, a, twice).add_(self._summand(1, b, twice))
+        m, zero_point = _double(twice / (2**HEADROOM * self.output_grid.scale)), self.output_grid.zero_point
+        return requantize(total, m, zero_point, self.low, self.high, self.rounding)
+
+    def _summand(self, place: int, q: Tensor, twice: float) -> Tensor:
+        grid = self.input_grids[place]
+        table = rescale((BYTES - grid.zero_point) << HEADROOM, _double(grid.scale / twice), self.rounding)
+        return lookup(table, q)
 
     def _sum(self, a: Tensor, b: Tensor) -> Tensor:
         """The sum in steps of the output, zero point included, not yet rounded: float32."""

@@ -61,7 +61,12 @@ FULL = {"channel": 8, "spatial": 18, "tucker2": (8, 6)}
 @pytest.mark.parametrize("method", FULL)
 @pytest.mark.parametrize(
     "shape",
-    [{}, {"stride": 2}, {"dilation": 2, "padding": 2}, {"kernel": (3, 5), "stride": (2, 1), "padding": (1, 2)}],
+    [
+        {},
+        {"stride": 2},
+        {"dilation": 2, "padding": 2},
+        {"kernel": (3, 5), "stride": (2, 1), "padding": (1, 2)},
+    ],
     ids=str,
 )
 def test_full_rank_is_the_layer_itself(method, shape):
