@@ -1,14 +1,14 @@
 """Low rank: a convolution becomes two or three thinner ones, by SVD or by Tucker-2.
 
-The filters of a layer resemble each other. Seen as a matrix or a tensor, they are close to one of low rank, and
-a product of thin factors needs fewer parameters and fewer multiplications than the whole.
+The filters of a layer resemble each other. Seen as a matrix or a tensor, they are close to one of low
+rank, and a product of thin factors needs fewer parameters and fewer multiplications than the whole.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class Plan(NamedTuple):
 
 
 def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The product of rank `rank` nearest to `matrix` (rows, columns): left (rows, rank), right (rank, columns).
+    """The product of `rank` nearest to `matrix` (rows, columns): left (rows, rank), right (rank, columns).
 
         matrix = U S V^T;  left = U_r sqrt(S_r),  right = sqrt(S_r) V_r^T
         |matrix - left right|_F^2 = sum of the dropped s^2
@@ -95,8 +95,8 @@ def tucker2_factors(weight: Tensor, ranks: tuple[int, int], sweeps: int = 10) ->
         weight ~ core x_out A x_in B, with orthonormal A (out, r_out), B (in, r_in), core = weight x A^T x B^T
 
     Each sweep finds the best A for this B and the best B for this A (higher-order orthogonal iteration),
-    so that the error never rises. `ranks` is (r_out, r_in). Raises ConfigError when a rank is not in 1..channels.
-    Source: De Lathauwer et al. 2000; Kim et al. 2016. Introduced in notebook 17.
+    so that the error never rises. `ranks` is (r_out, r_in). Raises ConfigError when a rank is not in
+    1..channels. Source: De Lathauwer et al. 2000; Kim et al. 2016. Introduced in notebook 17.
     """
     out, inputs = weight.shape[:2]
     check_rank(ranks[0], out)
@@ -156,12 +156,12 @@ def factorized(conv: nn.Conv2d, plan: Plan) -> nn.Sequential:
 
 def _part(conv: nn.Conv2d, weight: Tensor, owns: list[bool]) -> nn.Conv2d:
     """One factor as a convolution; on the axes that it owns it moves as the original does."""
-    out, inputs, *kernel = weight.shape
-    like = {
+    out, inputs, height, width = weight.shape
+    like: dict[str, Any] = {
         name: tuple(value if own else rest for value, own in zip(getattr(conv, name), owns, strict=True))
         for name, rest in (("stride", 1), ("padding", 0), ("dilation", 1))
     }
-    made = nn.Conv2d(inputs, out, tuple(kernel), bias=False, **like).to(weight.device)
+    made = nn.Conv2d(inputs, out, (height, width), bias=False, **like).to(weight.device)
     made.weight = nn.Parameter(weight.clone().contiguous(memory_format=torch.channels_last))
     return made
 
