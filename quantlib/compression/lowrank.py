@@ -68,13 +68,28 @@ def spatial_matrix(weight: Tensor) -> Tensor:
     return weight.permute(1, 2, 0, 3).reshape(inputs * height, out * width)
 
 
-def channel_factors(weight: Tensor, rank: int) -> list[Tensor]:
+def channel_factors(weight: Tensor, rank: int, moment: Tensor | None = None) -> list[Tensor]:
     """A k x k convolution to `rank` channels, then 1 x 1: (rank, in, kh, kw), (out, rank, 1, 1).
 
-    Exact at full rank. Source: Denton et al. 2014; Zhang et al. 2016. Introduced in notebook 17.
+    With `moment` = E[u u^T] of the windows u that the filters see, (in kh kw, in kh kw), the error of the
+    outputs is least, not that of the weights: E|(W - L R) u|^2 = |(W - L R) moment^(1/2)|_F^2. Exact at full
+    rank. Source: Denton et al. 2014; with a moment Zhang et al. 2016. Introduced in notebook 17.
     """
-    left, right = truncated_svd(channel_matrix(weight), rank)
+    matrix = channel_matrix(weight)
+    if moment is None:
+        left, right = truncated_svd(matrix, rank)
+    else:
+        root, inverse = _roots(moment)
+        left, right = truncated_svd(matrix.double() @ root, rank)
+        left, right = left.to(weight.dtype), (right @ inverse).to(weight.dtype)
     return [right.view(rank, *weight.shape[1:]), left[:, :, None, None]]
+
+
+def _roots(moment: Tensor) -> tuple[Tensor, Tensor]:
+    """A symmetric square root and its inverse; directions hardly seen count as seen a little."""
+    values, vectors = torch.linalg.eigh(moment.double())
+    roots = values.clamp(min=1e-6 * float(values.mean())).sqrt()
+    return (vectors * roots) @ vectors.t(), (vectors / roots) @ vectors.t()
 
 
 def spatial_factors(weight: Tensor, rank: int) -> list[Tensor]:
@@ -130,17 +145,19 @@ METHODS: dict[str, Callable[..., list[Tensor]]] = {
 """How a filter bank is split; each gives the weights of the convolutions that follow each other."""
 
 
-def factorized(conv: nn.Conv2d, plan: Plan) -> nn.Sequential:
+def factorized(conv: nn.Conv2d, plan: Plan, moment: Tensor | None = None) -> nn.Sequential:
     """The convolutions that replace one: nn.Sequential, bias on the last, stride where its window is.
 
-    Raises ConfigError for an unknown method, a rank that the layer does not have, or a convolution with
-    groups or a padding other than zeros. Introduced in notebook 17.
+    `moment` is for the method "channel", see `channel_factors`. Raises ConfigError for an unknown method, a
+    rank that the layer does not have, or a convolution with groups or a padding other than zeros.
+    Introduced in notebook 17.
     """
     if plan.method not in METHODS:
         raise ConfigError(f"there is no method {plan.method!r}; choose one of {', '.join(METHODS)}.")
     if conv.groups != 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         raise ConfigError("only convolutions without groups, padded with zeros by numbers, are factorized.")
-    weights = METHODS[plan.method](conv.weight.detach(), plan.rank)
+    known = {"moment": moment} if moment is not None and plan.method == "channel" else {}
+    weights = METHODS[plan.method](conv.weight.detach(), plan.rank, **known)
     # On each axis one factor strides, pads and dilates for all: the first that sees the whole window there.
     owners = [
         next(place for place, weight in enumerate(weights) if weight.shape[axis] == conv.weight.shape[axis])
@@ -166,11 +183,14 @@ def _part(conv: nn.Conv2d, weight: Tensor, owns: list[bool]) -> nn.Conv2d:
     return made
 
 
-def factorize(model: nn.Module, plans: Mapping[str, Plan]) -> nn.Module:
+def factorize(
+    model: nn.Module, plans: Mapping[str, Plan], moments: Mapping[str, Tensor] | None = None
+) -> nn.Module:
     """A copy of `model` with the named convolutions factorized; all else is as it was.
 
-    Any module tree of nn.Conv2d will do. Raises ConfigError, naming the layer, for a name that is not a
-    convolution or a plan that it does not allow. Introduced in notebook 17.
+    `moments`: what `second_moments` found, by layer, for the method "channel". Any module tree of nn.Conv2d
+    will do. Raises ConfigError, naming the layer, for a name that is not a convolution or a plan that it does
+    not allow. Introduced in notebook 17.
     """
     result = copy.deepcopy(model)
     for name, plan in plans.items():
@@ -181,7 +201,7 @@ def factorize(model: nn.Module, plans: Mapping[str, Plan]) -> nn.Module:
         if not isinstance(conv, nn.Conv2d):
             raise ConfigError(f"{name!r} is not a convolution of this model.")
         try:
-            new = factorized(conv, plan)
+            new = factorized(conv, plan, (moments or {}).get(name))
         except ConfigError as error:
             raise ConfigError(f"Layer {name!r}: {error}") from None
         parent, _, last = name.rpartition(".")
