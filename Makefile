@@ -57,10 +57,9 @@ refresh: $(STAMP) ## run a notebook at quick size and store its outputs: make re
 figures: $(STAMP) ## draw figures/ again from results/ alone
 	@$(PY) -m quantlib.study.figures
 
-site: $(STAMP) ## build the course as a web site into build/site
-	@if [ ! -f docs/conf.py ]; then echo "The site's sources, docs/, are not here yet; read notebooks/ instead."; exit 2; fi
+site: $(STAMP) ## build the course as a web site: build/site/index.html
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[site]'
-	@$(PY) -m sphinx -b html docs build/site
+	@$(PY) -m quantlib.study.site
 
 bench: $(STAMP) ## time float32 and int8 inference on this machine
 	@$(PY) -m quantlib.study.bench $(ARGS)
