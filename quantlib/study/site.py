@@ -1,7 +1,7 @@
 """`python -m quantlib.study.site`: the course as a web site, from executed notebooks and docstrings.
 
-Sphinx wants all pages under one folder, so they are gathered in build/site-sources first: docs/, notebooks/ with
-their solutions, the figures, the recorded tables, and one page for each module of quantlib.
+Sphinx wants all pages under one folder, so they are gathered in build/site-sources first: docs/, notebooks/
+with their solutions, the figures, the recorded tables, and one page for each module of quantlib.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def api_pages() -> Iterator[tuple[str, str]]:
 
 
 def docstring(lines: list[str]) -> None:
-    """Make reStructuredText of a docstring of ours, in place: what is indented is literal, the rest plain text."""
+    """Make reStructuredText of a docstring of ours, in place: indented lines are literal, the rest plain."""
     result: list[str] = []
     for block in re.split(r"\n\s*\n", "\n".join(lines).rstrip()):
         first = block.splitlines()[0] if block else ""
@@ -98,9 +98,7 @@ def build(loaded: Course, output: Path) -> Path:
     command = [sys.executable, "-m", "sphinx", "-q", "--fail-on-warning", "--keep-going", "-b", "html"]
     done = subprocess.run([*command, str(sources), str(output)], cwd=loaded.root, check=False)
     if done.returncode:
-        raise StudyError(
-            "Sphinx did not finish; what it says above names the page (pip install -e '.[site]')."
-        )
+        raise StudyError("Sphinx stopped: see its words above; it comes with pip install -e '.[site]'.")
     return output / "index.html"
 
 

@@ -1,4 +1,4 @@
-"""The site: docstrings become pages without warnings, a browser opens each, the guide's code runs as written."""
+"""The site: docstrings become pages without warnings, a browser opens each; the guide's code runs."""
 
 import os
 import re
@@ -18,6 +18,7 @@ from quantlib.study.manifest import course
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = ROOT / "docs" / "your_own_network.md"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+BROKEN = "[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
