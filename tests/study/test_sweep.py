@@ -141,12 +141,16 @@ def cluster(tmp_path):
 
 
 def test_two_worker_processes_one_killed_midway(tmp_path, cluster):
+    import distributed
+
     address, workers = cluster
     marks = tmp_path / "marks"
     marks.mkdir()
     settings = [{"bits": bits} for bits in range(16)]
 
-    def evaluate(setting, folder=str(marks), here=os.getpid()):
+    here = os.getpid()
+
+    def evaluate(setting, folder=str(marks)):
         # Nested, so that Dask sends the code itself; every call leaves a file with its process.
         with open(f"{folder}/{setting['bits']}_{os.getpid()}_{time.monotonic_ns()}", "w"):
             time.sleep(0 if os.getpid() == here else 0.25)
@@ -155,9 +159,12 @@ def test_two_worker_processes_one_killed_midway(tmp_path, cluster):
     def seen():
         return {int(path.name.split("_")[1]) for path in marks.iterdir()}
 
+    with distributed.Client(address, timeout=30) as client:
+        client.wait_for_workers(2, timeout=30)
+
     def kill_one_when_both_work():
         journal = Journal(tmp_path / "sweep.jsonl")
-        wait_for(lambda: len(seen()) == 2 and len(journal.finished()) >= 4)
+        wait_for(lambda: workers[0].pid in seen() and len(journal.finished()) >= 3)
         workers[0].send_signal(signal.SIGKILL)
 
     killer = threading.Thread(target=kill_one_when_both_work)
@@ -169,7 +176,7 @@ def test_two_worker_processes_one_killed_midway(tmp_path, cluster):
     assert rows == sweep(settings, evaluate, Journal(tmp_path / "local.jsonl"))
     lines = [json.loads(line) for line in journal.path.read_text().splitlines()]
     assert sorted(line["setting"]["bits"] for line in lines) == list(range(16))
-    assert {worker.pid for worker in workers} == seen() - {os.getpid()}
+    assert {worker.pid for worker in workers} == seen() - {here}
 
     def broken(setting):
         return {"value": 1 // setting["bits"]}
