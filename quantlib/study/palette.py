@@ -33,6 +33,8 @@ METHODS: dict[str, Look] = {
     "per_channel": Look(BLUE, "o", "per channel"),
     "weights": Look(BLUE, "o", "weights"),
     "activations": Look(ORANGE, "D", "activations"),
+    "both": Look(GREEN, "P", "both"),
+    "ends_at_8": Look(GREEN, "P", "first, last at 8"),
     "symmetric": Look(VERMILLION, "s", "symmetric"),
     "affine": Look(BLUE, "o", "affine"),
     "unsigned": Look(GREEN, "P", "unsigned"),
