@@ -35,6 +35,8 @@ METHODS: dict[str, Look] = {
     "activations": Look(ORANGE, "D", "activations"),
     "both": Look(GREEN, "P", "both"),
     "ends_at_8": Look(GREEN, "P", "first, last at 8"),
+    "adds_in_float": Look(PURPLE, "^", "adds in FP32"),
+    "adds_in_float_ends_at_8": Look(BLACK, "d", "adds FP32, ends 8"),
     "symmetric": Look(VERMILLION, "s", "symmetric"),
     "affine": Look(BLUE, "o", "affine"),
     "unsigned": Look(GREEN, "P", "unsigned"),

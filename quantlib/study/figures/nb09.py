@@ -39,8 +39,8 @@ def accuracy_over_the_grid(sweep: pd.DataFrame) -> Figure:
         f"{kept} of {wide.size} pairs of widths stay within one point of FP32 ({fp32:.2f} %)",
         "bits of the activations", "bits of the weights", figsize=(6.5, 0.9 + 0.42 * max(len(wide), 3)),
     )  # fmt: skip
-    names = [[f"{int(bits)}" for bits in side] for side in (wide.index, wide.columns)]
-    plots.heatmap(ax, wide.to_numpy(), *names, form="{:.1f}", unit="accuracy (%)")
+    weights, activations = ([f"{int(bits)}" for bits in side] for side in (wide.index, wide.columns))
+    plots.heatmap(ax, wide.to_numpy(), weights, activations, form="{:.1f}", unit="accuracy (%)")
     plots.caption(
         made, f"n = {int(rows['n'].iloc[0]):,} test images; integer kernels, per channel, no repair"
     )
@@ -64,18 +64,20 @@ def drop_apart_and_together(sweep: pd.DataFrame) -> Figure:
         f"At {low} bits: weights alone lose {at['weights']:.1f} points, activations {at['activations']:.1f}, "
         f"both {at['both']:.1f}", "bits", "points lost against FP32",
     )  # fmt: skip
-    drop_lines(ax, table, "bits")
+    drop_lines(ax, table, "bits", sway=0.02)
     plots.caption(made, f"n = {int(rows['n'].iloc[0]):,}, paired, 95 % intervals; the other side at 8 bits")
     return made
 
 
 @figure("09_conventions", "09_sweep")
 def drop_by_convention(sweep: pd.DataFrame) -> Figure:
-    """Points lost with W and A at the same bits: per tensor, per channel, and first and last layer at 8."""
+    """Points lost with W and A at the same bits: per tensor, per channel, ends at 8 bits, adds in float32."""
     ways = {
         "per_tensor": part(sweep, granularity="per_tensor"),
         "per_channel": part(sweep),
         "ends_at_8": part(sweep, ends="8"),
+        "adds_in_float": part(sweep, kind="mixed"),
+        "adds_in_float_ends_at_8": part(sweep, kind="mixed", ends="8"),
     }
     table = pd.concat([_diagonal(found).assign(method=name) for name, found in ways.items()])
     shared = set.intersection(*(set(found["bits_weight"]) for _, found in table.groupby("method")))
@@ -83,11 +85,12 @@ def drop_by_convention(sweep: pd.DataFrame) -> Figure:
     low = 4 if 4 in shared else min(shared)
     at = table[table["bits_weight"] == low].set_index("method")["value"]
     made, ax = plots.canvas(
-        f"Weights and activations at {low} bits: {at['per_tensor']:.1f} points lost per tensor, "
-        f"{at['per_channel']:.1f} per channel,\n{at['ends_at_8']:.1f} with first and last layer at 8 bits",
+        f"W{low}A{low} loses {at['per_channel']:.1f} points ({at['per_tensor']:.1f} per tensor), "
+        f"{at['ends_at_8']:.1f} with its ends at 8 bits,\n{at['adds_in_float']:.1f} with adds in FP32, "
+        f"{at['adds_in_float_ends_at_8']:.1f} with both",
         "bits of weights and activations", "points lost against FP32",
     )  # fmt: skip
-    drop_lines(ax, table, "bits_weight", room=0.6)
+    drop_lines(ax, table, "bits_weight", room=0.6, sway=0.02)
     plots.caption(made, f"n = {int(table['n'].iloc[0]):,}, paired, 95 % intervals; observer mse")
     return made
 
@@ -111,7 +114,7 @@ def drop_by_observer(sweep: pd.DataFrame) -> Figure:
         f"Activations at {low} bits: {first} loses {at.iloc[0]:.1f} points, {last} {at.iloc[-1]:.1f}",
         "bits of the activations (weights: 8)", "points lost against FP32",
     )  # fmt: skip
-    drop_lines(ax, table, "bits_activation", room=0.55)
+    drop_lines(ax, table, "bits_activation", room=0.55, sway=0.02)
     plots.caption(made, f"n = {int(table['n'].iloc[0]):,}, paired, 95 % intervals")
     return made
 
@@ -134,7 +137,7 @@ def ranked_layers(sensitivity: pd.DataFrame) -> Figure:
     left.grid(axis="y", visible=False)
     right.scatter(wide["output_sqnr_db"], wide["loss_rise"], s=16, color=BLUE)
     right.set_yscale("symlog", linthresh=1e-3)
-    for name, height in first[::-1].head(2)["loss_rise"].items():
+    for name, height in first[::-1].head(1)["loss_rise"].items():
         right.annotate(str(name), (wide.loc[name, "output_sqnr_db"], height), xytext=(5, -3),
                        textcoords="offset points", fontsize=7.5, color=VERMILLION)  # fmt: skip
     right.axhline(0, color=GREY, linewidth=0.8)
