@@ -76,3 +76,19 @@ def test_a_range_is_searched_once_and_serves_the_integers(tiny):
 def test_unknown_columns():
     with pytest.raises(ConfigError, match="no column .* 'bit_weight'; did you mean 'bits_weight'"):
         setting(bit_weight=4)
+
+
+@pytest.mark.parametrize("bits", [4, 3, 2])
+def test_few_bits_on_byte_kernels_are_the_reference_integer_by_integer(tiny, bits):
+    pytest.importorskip("onnxruntime")
+    prepared = JOB.prepared(setting(bits_weight=bits, bits_activation=bits))
+    fast, exact = (convert(prepared, "integer", engine=engine) for engine in ("onnxruntime", "reference"))
+    x, _ = next(batches(JOB.images(), batch_size=20))
+    wanted, found = exact.integers(x), fast.integers(x)
+    assert all(torch.equal(found[name], integers) for name, integers in wanted.items())
+    assert max(int(q.max()) for q in wanted.values() if q.dtype == torch.uint8) == 2**bits - 1
+    assert all(
+        int(step.module.weight.abs().max()) < 2 ** (bits - 1)
+        for step in exact.steps
+        if hasattr(step.module, "weight")
+    )
