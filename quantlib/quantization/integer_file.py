@@ -44,6 +44,11 @@ def save_integer(model: Integer, path: str | Path) -> None:
     The graph is a list of operators with name, inputs and settings, in the metadata key "quantlib".
     Written aside, then renamed. Introduced in notebook 08.
     """
+    quantized_file.write(path, KIND, VERSION, dict(model.graph_module.state_dict()), describe(model))
+
+
+def describe(model: Integer) -> dict[str, Any]:
+    """What JSON can hold of an integer network: its rounding, and every operator with inputs and settings."""
     steps = [
         {
             "name": name,
@@ -53,8 +58,7 @@ def save_integer(model: Integer, path: str | Path) -> None:
         }
         for name, module, inputs in model.steps
     ]
-    description = {"rounding": model.rounding, "steps": steps}
-    quantized_file.write(path, KIND, VERSION, dict(model.graph_module.state_dict()), description)
+    return {"rounding": model.rounding, "steps": steps}
 
 
 def load_integer(path: str | Path) -> Integer:
@@ -63,7 +67,11 @@ def load_integer(path: str | Path) -> Integer:
     Raises CheckpointError when the file is missing, damaged, of another version, or names an operator that
     does not exist. Introduced in notebook 08.
     """
-    tensors, description = quantized_file.read(path, KIND, VERSION)
+    return rebuild(path, *quantized_file.read(path, KIND, VERSION))
+
+
+def rebuild(path: str | Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> Integer:
+    """The network of these tensors and of a description by `describe`; CheckpointError when there is none."""
     try:
         steps = [_step(step, tensors) for step in description["steps"]]
         return assemble(steps, description["rounding"])

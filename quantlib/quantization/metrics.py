@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,3 +63,27 @@ def cosine(a: Tensor, b: Tensor) -> float:
         return float(norms[0] == norms[1])
     # Divide each by its own norm: the product of two norms can leave the range of float64.
     return float(torch.dot(a / norms[0], b / norms[1]).clamp(-1.0, 1.0))
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Spearman's rank correlation: Pearson's correlation of the ranks, ties sharing their mean rank; -1 to 1.
+
+    nan when one side is all the same. Raises ConfigError for two lists of different length, of fewer than
+    two values, or with a NaN. Introduced in notebook 09.
+
+    >>> rank_correlation([1.0, 2.0, 3.0, 4.0], [10.0, 100.0, 1000.0, 20.0])
+    0.4
+    """
+    if len(a) != len(b) or len(a) < 2 or np.isnan([*a, *b]).any():
+        raise ConfigError(f"Two lists of one length, 2 or more, without NaN; not of {len(a)} and {len(b)}.")
+    x, y = (_centred_ranks(np.asarray(values, dtype=float)) for values in (a, b))
+    size = float(np.sqrt((x @ x) * (y @ y)))
+    return float(x @ y / size) if size else float("nan")
+
+
+def _centred_ranks(values: np.ndarray) -> np.ndarray:
+    """Rank of each value, equal ones sharing their mean rank, less the mean of all ranks."""
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks: np.ndarray = (last - (counts - 1) / 2)[which]
+    return ranks - ranks.mean()

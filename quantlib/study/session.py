@@ -77,7 +77,7 @@ class Session:
         every = data.load(split, source=self.settings["source"])
         wanted = n if n is not None else self.settings.get(f"images_{split}", len(every))
         draw = seed if seed is not None else (self.seed if split == "calibration" else 0)
-        chosen = every if wanted >= len(every) else every.take(wanted, seed=draw)
+        chosen = every.sample(wanted, seed=draw)
         self._data[split] = every.md5
         print(f"{split}: {len(chosen):,} of {len(every):,} images ({every.source} CIFAR-10)")
         return chosen

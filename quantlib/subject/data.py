@@ -55,6 +55,10 @@ class Images:
             return self.subset(np.arange(n))
         return self.subset(np.random.default_rng(seed).choice(len(self), n, replace=False))
 
+    def sample(self, n: int, seed: int) -> "Images":
+        """`take(n, seed)`, or every image, in order, when there are no more than n."""
+        return self if n >= len(self) else self.take(n, seed=seed)
+
 
 def _md5(pixels: Tensor, labels: Tensor) -> str:
     digest = hashlib.md5(pixels.numpy().tobytes(), usedforsecurity=False)

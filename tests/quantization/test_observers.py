@@ -271,3 +271,28 @@ def test_bfloat16_is_observed_as_the_float32_of_the_same_value(name):
             observer(x / 2)
         short, long = (observer.range() for observer in observers)
         assert all(torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(short, long, strict=True))
+
+
+@pytest.mark.parametrize("name", sorted(set(OBSERVERS) - {"placeholder"}))
+@pytest.mark.parametrize("bits", [2, 4])
+def test_one_calibration_serves_every_number_of_bits(name: str, bits: int) -> None:
+    eight, few = make_observer(name), make_observer(name, bits=bits)
+    for _ in range(3):
+        x = torch.randn(2, 5, 8, 8).relu() * torch.rand(()) * 3
+        eight(x)
+        few(x)
+    derived, wanted = eight.with_bits(bits).qparams(), few.qparams()
+    assert torch.equal(derived.scale, wanted.scale) and torch.equal(derived.zero_point, wanted.zero_point)
+    assert (derived.quant_min, derived.quant_max) == (0, 2**bits - 1)
+    assert eight.bits == 8 and eight.qparams().quant_max == 255
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+def test_a_settled_observer_keeps_its_range_and_nothing_else(axis: int | None) -> None:
+    observer, x = make_observer("mse", bits=3, symmetric=True, signed=True, axis=axis), torch.randn(4, 90)
+    observer(x)
+    low, high = observer.settle().range()
+    again = make_observer("mse", bits=3, symmetric=True, signed=True, axis=axis)
+    again(x)
+    assert torch.equal(low, again.range()[0]) and torch.equal(high, again.range()[1])
+    assert observer.kept == [] and observer.histogram is None

@@ -32,8 +32,7 @@ def optimal_clip(distribution: str, bits: int, one_sided: bool = False) -> float
     >>> [round(optimal_clip("laplace", bits), 2) for bits in (2, 3, 4, 8)]
     [2.83, 3.9, 5.03, 9.9]
     """
-    if distribution not in DISTRIBUTIONS:
-        raise ConfigError(f"distribution must be one of {', '.join(DISTRIBUTIONS)}; not {distribution!r}.")
+    _check(distribution)
     steps_squared = 4.0 ** (bits + int(one_sided))
     low, high = 0.0, 60.0
     for _ in range(100):
@@ -45,6 +44,11 @@ def optimal_clip(distribution: str, bits: int, one_sided: bool = False) -> float
             too_small = u < 6 * steps_squared * (pdf - u * math.erfc(u / math.sqrt(2)) / 2)
         low, high = (u, high) if too_small else (low, u)
     return (low + high) / 2
+
+
+def _check(distribution: str) -> None:
+    if distribution not in DISTRIBUTIONS:
+        raise ConfigError(f"distribution must be one of {', '.join(DISTRIBUTIONS)}; not {distribution!r}.")
 
 
 class AciqObserver(Observer):
@@ -62,10 +66,19 @@ class AciqObserver(Observer):
 
     def __init__(self, *args: Any, distribution: str = "laplace", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.clip = optimal_clip(distribution, self.bits)
-        self.clip_one_sided = optimal_clip(distribution, self.bits, one_sided=True)
+        _check(distribution)
         self.distribution = distribution
         self._forget()
+
+    @property
+    def clip(self) -> float:
+        """Half the range of two-sided data, in widths of the curve."""
+        return optimal_clip(self.distribution, self.bits)
+
+    @property
+    def clip_one_sided(self) -> float:
+        """The range of one-sided data, in widths of the curve."""
+        return optimal_clip(self.distribution, self.bits, one_sided=True)
 
     def _forget(self) -> None:
         self.count = self.nonzero = 0

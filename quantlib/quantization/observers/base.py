@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, ClassVar
 
 import torch
@@ -134,6 +135,18 @@ class Observer(nn.Module):
         """The grid for `range()`."""
         return self.grid(*self.range())
 
+    def with_bits(self, bits: int) -> Observer:
+        """A copy for another number of bits that has observed the same: one calibration serves them all."""
+        other = copy.deepcopy(self)
+        other.quant_min, other.quant_max = quant_range(bits, self.signed, self.narrow_range)
+        other.bits, other._chosen = bits, None
+        return other
+
+    def settle(self) -> Observer:
+        """Choose the range now, and let go of what only the choice needed; nothing can be added after it."""
+        self.range()
+        return self
+
     def reset(self) -> None:
         """Forget everything observed."""
         self.minimum, self.maximum, self._chosen = None, None, None
@@ -168,6 +181,12 @@ class KeepingObserver(Observer):
     def count(self, x: Tensor, low: Tensor, high: Tensor) -> None:
         """Add the flat tensor `x`, with extremes `low` and `high`, to the summary."""
         raise NotImplementedError
+
+    def settle(self) -> Observer:
+        """Choose the range; the histogram and the values that were kept go."""
+        super().settle()
+        self.histogram, self.kept = None, []
+        return self
 
     def reset(self) -> None:
         """Forget everything observed."""

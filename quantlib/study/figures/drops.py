@@ -8,11 +8,12 @@ from matplotlib.figure import Figure
 from quantlib.study import plots
 
 
-def drop_lines(ax: Axes, drops: pd.DataFrame, x: str, room: float = 0.45) -> None:
+def drop_lines(ax: Axes, drops: pd.DataFrame, x: str, room: float = 0.45, sway: float = 0.05) -> None:
     """One line a method over the bits in column `x`, most bits left, with paired 95 % intervals.
 
     drops: columns method, `x`, value, low, high in points. The methods stand side by side at each width so
-    that their intervals can be told apart; `room` is the share of the width kept for the names on the right.
+    that their intervals can be told apart, `sway` of the width to each side; `room` is the share of the width
+    kept for the names on the right.
     """
     bits = sorted(drops[x].unique(), reverse=True)
     methods = list(drops["method"].drop_duplicates())
@@ -21,7 +22,7 @@ def drop_lines(ax: Axes, drops: pd.DataFrame, x: str, room: float = 0.45) -> Non
     ax.set_xlim(-0.25, span * (1 + room) + 0.25)
     ax.set_xticks(range(len(bits)), [f"{int(width)}" for width in bits])
     ends = {}
-    for method, shift in zip(methods, np.linspace(-0.05, 0.05, len(methods)) * span, strict=True):
+    for method, shift in zip(methods, np.linspace(-sway, sway, len(methods)) * span, strict=True):
         part = drops[drops["method"] == method].set_index(x).loc[bits]
         places, value = np.arange(len(bits)) + shift, part["value"].to_numpy(float)
         # A degenerate bootstrap interval may miss its own value by rounding: never a negative length.

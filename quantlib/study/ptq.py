@@ -1,0 +1,160 @@
+"""One setting of post-training quantization, from plain data to a prediction for every image.
+
+A setting is a dict of plain values, so that it fits into a table, a journal, and a message to another
+machine. Its columns are those of SETTING.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+from torch import fx, nn
+
+from quantlib.quantization.graph import fuse, kind
+from quantlib.quantization.observers import Observer
+from quantlib.quantization.qconfig import QConfig, Scheme, check_name
+from quantlib.quantization.sites import site_name, source
+from quantlib.quantization.workflow import Prepared, calibrate, convert, prepare
+from quantlib.study.sweep import Setting
+from quantlib.subject import data
+from quantlib.subject.checkpoints import load_checkpoint
+from quantlib.subject.data import Images, batches
+from quantlib.subject.evaluation import Evaluation, evaluate
+
+SETTING: dict[str, Any] = {
+    "bits_weight": 8, "bits_fc": 8, "bits_activation": 8, "granularity": "per_channel",
+    "observer_weight": "mse", "observer_activation": "mse", "ends": "same", "draw": 0, "kind": "integer",
+}  # fmt: skip
+"""Every column of a setting, with what it is when nothing is said.
+
+bits_weight: of the convolutions; bits_fc: of the linear layers; bits_activation: of every tensor between;
+32 leaves a side in float32. granularity: "per_channel" or "per_tensor", of the weights. ends: "same", or "8"
+for 8 bits in the first and the last layer, weights and what they read. draw: seed of the calibration images.
+kind: as in `convert`. Introduced in notebook 09.
+"""
+
+FLOAT_BITS = 32
+"""So many bits mean: left in float32."""
+
+
+def setting(**columns: Any) -> dict[str, Any]:
+    """SETTING with some columns changed; bits_fc follows bits_weight unless given. ConfigError if unknown.
+
+    >>> setting(bits_weight=4, ends="8")["bits_fc"]
+    4
+    """
+    for name in columns:
+        check_name(name, SETTING, "column of a setting")
+    columns.setdefault("bits_fc", columns.get("bits_weight", SETTING["bits_weight"]))
+    return {**SETTING, **columns}
+
+
+def qconfig(chosen: Setting, graph: fx.Graph, ratios: int = 100) -> QConfig:
+    """The QConfig of a setting for a canonical graph. `ratios`: clip ratios that weights of "mse" try."""
+    options = {"ratios": ratios} if chosen["observer_weight"] == "mse" else {}
+
+    def weight(bits: int) -> Scheme | None:
+        per_channel = chosen["granularity"] == "per_channel"
+        return None if bits == FLOAT_BITS else Scheme(
+            bits, symmetric=True, per_channel=per_channel, narrow_range=True,
+            observer=chosen["observer_weight"], options=options,
+        )  # fmt: skip
+
+    def activation(bits: int) -> Scheme | None:
+        return None if bits == FLOAT_BITS else Scheme(bits, observer=chosen["observer_activation"])
+
+    inner = activation(chosen["bits_activation"])
+    by_name = {}
+    if chosen["ends"] == "8":
+        outer = None if inner is None else activation(8)
+        for node in first_and_last(graph):
+            by_name[site_name(node)] = QConfig(weight(8), inner)
+            read = source(node.args[0])  # type: ignore[arg-type]
+            bits = chosen["bits_fc"] if kind(read) == "linear" else chosen["bits_weight"]
+            by_name[site_name(read)] = QConfig(weight(bits), outer)
+    return QConfig(
+        weight(chosen["bits_weight"]), inner, by_name=by_name,
+        by_type={"linear": QConfig(weight(chosen["bits_fc"]), inner)},
+    )  # fmt: skip
+
+
+def first_and_last(graph: fx.Graph) -> tuple[fx.Node, fx.Node]:
+    """The first and the last layer with weights."""
+    layers = [node for node in graph.nodes if kind(node) in ("conv", "linear")]
+    return layers[0], layers[-1]
+
+
+@dataclass(frozen=True)
+class PostTraining:
+    """Evaluates settings of one trained network; called with one, it gives {"predictions": "3805..."}.
+
+    It is small and loads network and images when first used, in whatever process that is, so it can be sent
+    to a worker. One calibration run serves every number of bits, and the range of a weight is searched once.
+    `images_calibration` and `images_test` as `Session.images` draws them; `ratios`: see `qconfig`.
+    Introduced in notebook 09.
+    """
+
+    source: str
+    images_calibration: int
+    images_test: int
+    network: str = "resnet50"
+    ratios: int = 100
+    split: str = "test"
+
+    def __call__(self, chosen: Setting) -> dict[str, Any]:
+        """The predicted class of every image, one digit each."""
+        found = evaluate(self.quantized(chosen), self.images())
+        return {"predictions": "".join(map(str, found.predictions))}
+
+    def images(self) -> Images:
+        """The images to be classified."""
+        return _images(self.split, self.source, self.images_test, 0)
+
+    def evaluation(self, result: Setting) -> Evaluation:
+        """The Evaluation behind a result."""
+        predictions = np.frombuffer(result["predictions"].encode(), np.uint8).astype(np.int64) - ord("0")
+        return Evaluation.of(predictions, self.images().labels.numpy())
+
+    def quantized(self, chosen: Setting) -> nn.Module:
+        """The network that a setting describes."""
+        return convert(self.prepared(chosen), kind=chosen["kind"])
+
+    def prepared(self, chosen: Setting) -> Prepared:
+        """Observers in place and calibrated, as the setting says."""
+        graph = _graph(self.network)
+        prepared = prepare(graph, qconfig(chosen, graph.graph, self.ratios))
+        for name, observer in prepared.weights.items():
+            key = (self.network, name, type(observer), observer.extra_repr(), self.ratios)
+            if key not in _SETTLED:
+                _SETTLED[key] = observer.settle()
+            prepared.weights[name] = _SETTLED[key]
+        if prepared.activations:
+            drawn = (self.source, self.images_calibration, chosen["draw"])
+            seen = _calibrated(self.network, chosen["observer_activation"], *drawn)
+            for name, observer in prepared.activations.items():
+                prepared.set_observer(name, seen.activations[name].with_bits(observer.bits))
+        return prepared
+
+
+_SETTLED: dict[Any, Observer] = {}
+"""Weight observers that have chosen their range, which takes seconds for a whole network."""
+
+
+@cache
+def _graph(network: str) -> fx.GraphModule:
+    return fuse(load_checkpoint(network).eval())
+
+
+@cache
+def _images(split: str, source: str, count: int, draw: int) -> Images:
+    return data.load(split, source=source).sample(count, seed=draw)
+
+
+@lru_cache(maxsize=2)
+def _calibrated(network: str, observer: str, source: str, count: int, draw: int) -> Prepared:
+    """Observers that have seen the calibration images, at 8 bits."""
+    prepared = prepare(_graph(network), QConfig(None, Scheme(observer=observer)))
+    return calibrate(prepared, batches(_images("calibration", source, count, draw)))

@@ -1,0 +1,187 @@
+"""A sweep: many settings, each evaluated once and kept at once, on this machine or on a Dask cluster."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import quantlib
+from quantlib.errors import ConfigError, StudyError
+from quantlib.progress import progress
+from quantlib.study.session import Session
+
+Setting = Mapping[str, Any]
+Evaluate = Callable[[Setting], Mapping[str, Any]]
+ANSWERS_WITHIN = 30
+"""Seconds in which a Dask scheduler must answer, and its first worker come."""
+_ONE_AT_A_TIME = threading.Lock()
+
+
+class Journal:
+    """The finished settings of a sweep, one line of JSON each, in a file that only ever grows.
+
+    A line that a kill has cut off does not count, and the next one starts on a line of its own; of two lines
+    for one setting the first counts. `context`: whatever else decides the results (checkpoint, images, code);
+    lines of another context do not count. Introduced in notebook 09.
+    """
+
+    def __init__(self, path: str | Path, context: Setting | None = None) -> None:
+        self.path, self.context = Path(path), dict(context or {})
+
+    @classmethod
+    def of(cls, run: Session, name: str, **context: Any) -> Journal:
+        """The journal of a notebook's sweep, in build/sweeps; models, images and code are its context."""
+        origin = run.provenance()
+        fixed = {key: origin[key] for key in ("checkpoints", "data", "versions")}
+        path = run.course.root / "build" / "sweeps" / run.profile / f"{run.number}_{name}.jsonl"
+        return cls(path, {**fixed, "code": code_digest(), **context})
+
+    def key(self, setting: Setting) -> str:
+        """What a setting is known by: a digest of it and of the context."""
+        try:
+            text = json.dumps([dict(setting), self.context], sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"A setting holds text, numbers, lists and None, nothing else; not {setting} ({error})."
+            ) from error
+        return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+    def finished(self) -> dict[str, dict[str, Any]]:
+        """The results kept so far, by key."""
+        found: dict[str, dict[str, Any]] = {}
+        lines = self.path.read_bytes().split(b"\n") if self.path.exists() else []
+        for line in lines:
+            try:
+                entry = json.loads(line)
+                found.setdefault(entry["key"], entry["result"])
+            except (ValueError, KeyError, TypeError):
+                continue  # cut off by a kill
+        return found
+
+    def keep(self, setting: Setting, result: Mapping[str, Any]) -> None:
+        """Add one finished setting; it is on the disk when this returns."""
+        line = json.dumps({"key": self.key(setting), "setting": dict(setting), "result": dict(result)})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab+") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            cut_off = file.read(1) not in (b"", b"\n")
+            file.write((b"\n" if cut_off else b"") + line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def forget(self) -> None:
+        """Remove the file: the results are recorded, the next sweep starts anew."""
+        self.path.unlink(missing_ok=True)
+
+
+def sweep(
+    settings: Iterable[Setting], evaluate: Evaluate, journal: Journal, scheduler: str | None = None
+) -> list[dict[str, Any]]:
+    """Each setting with its result, {**setting, **evaluate(setting)}, in the order of `settings`.
+
+    Every result goes to the journal as soon as it is there, so a killed sweep goes on where it stopped when
+    it is called again. `scheduler`: "tcp://host:port" of a Dask cluster whose workers have quantlib; a worker
+    that dies loses nothing, another one does its settings again. `evaluate` must give the same result
+    wherever it runs; it and the results must be picklable, the results JSON as well. Equal settings are
+    evaluated once. Raises StudyError when a setting fails (what is finished stays kept), when no scheduler
+    answers or Dask is not installed; ConfigError for a setting that is not plain data.
+    Introduced in notebook 09.
+    """
+    wanted = {journal.key(setting): dict(setting) for setting in settings}
+    finished = journal.finished()
+    missing = {key: setting for key, setting in wanted.items() if key not in finished}
+    done_before = len(wanted) - len(missing)
+    print(f"{len(wanted)} settings" + (f", {done_before} of them finished before" if done_before else ""))
+    run = _here(missing, evaluate) if scheduler is None else _on_cluster(missing, evaluate, scheduler)
+    for key, result in progress(run, "sweep", len(missing), "setting"):
+        if key not in finished:
+            journal.keep(wanted[key], result)
+            # Through JSON, as after a restart: tuples are lists either way.
+            finished[key] = json.loads(json.dumps(result))
+    return [{**setting, **finished[key]} for key, setting in wanted.items()]
+
+
+def _here(missing: Mapping[str, Setting], evaluate: Evaluate) -> Iterator[tuple[str, dict[str, Any]]]:
+    for key, setting in missing.items():
+        try:
+            yield key, _evaluated(evaluate, setting)
+        except Exception as error:
+            raise _failed(setting, error) from error
+
+
+def _on_cluster(
+    missing: Mapping[str, Setting], evaluate: Evaluate, scheduler: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Results in the order in which the workers finish."""
+    if not missing:
+        return
+    distributed = _distributed()
+    with _client(distributed, scheduler) as client, client.as_current():
+        attempt = uuid4().hex  # never a result that another client left on the cluster
+        futures = {
+            client.submit(_evaluated, evaluate, setting, key=f"sweep-{attempt}-{key}"): key
+            for key, setting in missing.items()
+        }
+        for future in distributed.as_completed(list(futures)):
+            key = futures[future]
+            try:
+                # Asking again, if the worker died after it finished: then another one starts over.
+                yield key, future.result()
+            except Exception as error:
+                raise _failed(missing[key], error) from error
+
+
+def _client(distributed: Any, scheduler: str) -> Any:
+    """A client of the cluster, which has a worker at least."""
+    try:
+        client = distributed.Client(scheduler, timeout=ANSWERS_WITHIN, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise StudyError(
+            f"No Dask scheduler answers at {scheduler} ({error}); start one with `dask scheduler`."
+        ) from error
+    try:
+        client.wait_for_workers(1, timeout=ANSWERS_WITHIN)
+    except TimeoutError as error:
+        client.close()
+        raise StudyError(
+            f"The Dask scheduler at {scheduler} has no worker; start some with "
+            f"`dask worker {scheduler} --nthreads 1`, where quantlib is installed."
+        ) from error
+    return client
+
+
+def _evaluated(evaluate: Evaluate, setting: Setting) -> dict[str, Any]:
+    """One evaluation in this process, never two at a time: they would share models and cores."""
+    with _ONE_AT_A_TIME:
+        return dict(evaluate(dict(setting)))
+
+
+def _distributed() -> Any:
+    try:
+        import distributed
+    except ImportError as error:
+        raise StudyError(
+            "scheduler= needs Dask, which is not installed; `pip install quantlib[cluster]`, or leave it out."
+        ) from error
+    return distributed
+
+
+def _failed(setting: Setting, error: Exception) -> StudyError:
+    return StudyError(
+        f"The setting {dict(setting)} failed ({type(error).__name__}: {error}); what was finished is kept, "
+        "and the same call goes on from there."
+    )
+
+
+def code_digest(rooms: Sequence[str] = ("quantization", "subject")) -> str:
+    """A digest of the library's own code, so that results of other code are not taken for finished."""
+    folder, digest = Path(quantlib.__file__).parent, hashlib.sha256()
+    for path in sorted(path for room in rooms for path in (folder / room).rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
