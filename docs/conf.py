@@ -23,7 +23,6 @@ nb_execution_mode = "off"  # the outputs are those that the course recorded
 nb_render_image_options = {"alt": "figure"}
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
-exclude_patterns = ["conf.py"]
 
 add_module_names = False
 autodoc_member_order = "bysource"

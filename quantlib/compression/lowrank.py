@@ -183,6 +183,12 @@ def _part(conv: nn.Conv2d, weight: Tensor, owns: list[bool]) -> nn.Conv2d:
     return made
 
 
+def find_convolution(model: nn.Module, name: str) -> nn.Conv2d | None:
+    """The convolution of that name; None where there is nothing, or something else."""
+    found = dict(model.named_modules(remove_duplicate=False)).get(name)
+    return found if isinstance(found, nn.Conv2d) else None
+
+
 def factorize(
     model: nn.Module, plans: Mapping[str, Plan], moments: Mapping[str, Tensor] | None = None
 ) -> nn.Module:
@@ -194,11 +200,8 @@ def factorize(
     """
     result = copy.deepcopy(model)
     for name, plan in plans.items():
-        try:
-            conv = result.get_submodule(name)
-        except AttributeError:
-            conv = None
-        if not isinstance(conv, nn.Conv2d):
+        conv = find_convolution(result, name)
+        if conv is None:
             raise ConfigError(f"{name!r} is not a convolution of this model.")
         try:
             new = factorized(conv, plan, (moments or {}).get(name))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from quantlib.compression.lowrank import find_convolution
 from quantlib.errors import ConfigError
 
 PLACES = 64
@@ -56,10 +57,7 @@ def _windows(conv: nn.Conv2d, x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _convolution(model: nn.Module, name: str) -> nn.Conv2d:
-    try:
-        conv = model.get_submodule(name)
-    except AttributeError:
-        conv = None
-    if not isinstance(conv, nn.Conv2d) or conv.groups != 1 or isinstance(conv.padding, str):
+    conv = find_convolution(model, name)
+    if conv is None or conv.groups != 1 or isinstance(conv.padding, str):
         raise ConfigError(f"{name!r} is not a convolution without groups of this model.")
     return conv

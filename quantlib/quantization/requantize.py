@@ -6,6 +6,8 @@ round(acc * M) + zero_point. The engines differ in how they round; `ROUNDINGS` n
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -70,8 +72,8 @@ def rescale(x: Tensor, m: Tensor | float, rounding: str) -> Tensor:
     if rounding == "float":
         product = x.float() * along(torch.as_tensor(m, dtype=torch.float32), x)
         return torch.round(product).double().clamp(INT32.min, INT32.max).to(torch.int32)
-    wide = x.to(torch.int64, copy=True)
-    return _round_(wide, m, rounding).clamp_(INT32.min, INT32.max).to(torch.int32)
+    round_ = _rounder(m, rounding, x)
+    return round_(x.to(torch.int64, copy=True)).clamp_(INT32.min, INT32.max).to(torch.int32)
 
 
 def requantize(
@@ -80,20 +82,24 @@ def requantize(
     """The uint8 answer clamp(round(acc * M) + zero_point, low, high), rounded as in `rescale`.
 
     acc: int32 (n, c, ...); m: () or (c,); low, high: the output's integers, with `low` = zero_point after a
-    ReLU. Same shape and memory layout out. Introduced in notebook 08.
+    ReLU. Same shape and memory layout out. Raises ConfigError for another rounding.
+    Introduced in notebook 08.
     """
+    check_name(rounding, ROUNDINGS, "rounding")
+    if rounding == "float":  # rescale, but without a detour over int32
+        multiplier = along(torch.as_tensor(m, dtype=torch.float32), acc)
+    else:
+        round_ = _rounder(m, rounding, acc)
     out = torch.empty_like(acc, dtype=torch.uint8)
     images = max(1, PIECE * len(acc) // max(1, acc.numel()))
     # Memory asked for anew by each piece would cost more than the arithmetic: the system clears its pages.
     scratch = torch.empty_like(acc[:images], dtype=torch.float32 if rounding == "float" else torch.int64)
     for part, q in zip(acc.split(images), out.split(images), strict=True):
         values = scratch[: len(part)].copy_(part)
-        if rounding == "float":  # rescale, but without a detour over int32
-            values.mul_(along(torch.as_tensor(m, dtype=torch.float32), part))
-            q.copy_(quantize_uint8(values, 1.0, zero_point, low, high))
+        if rounding == "float":
+            q.copy_(quantize_uint8(values.mul_(multiplier), 1.0, zero_point, low, high))
         else:  # this clamp is tighter than that of rescale
-            _round_(values, m, rounding).clamp_(low - zero_point, high - zero_point).add_(zero_point)
-            q.copy_(values)
+            q.copy_(round_(values).clamp_(low - zero_point, high - zero_point).add_(zero_point))
     return out
 
 
@@ -102,10 +108,11 @@ def along(values: Tensor, x: Tensor) -> Tensor:
     return values if values.dim() == 0 else values.reshape(-1, *[1] * (x.dim() - 2))
 
 
-def _round_(x: Tensor, m: Tensor | float, rounding: str) -> Tensor:
-    """round(x * M) by a rule of integers, in place, int64, not yet saturated."""
-    m0, exponent = (along(part, x) for part in quantize_multiplier(m))
-    return (_twice_rounded if rounding == "gemmlowp" else _once_rounded)(x, m0, exponent)
+def _rounder(m: Tensor | float, rounding: str, like: Tensor) -> Callable[[Tensor], Tensor]:
+    """round(x * M) by a rule of integers, for x shaped as `like` is: in place, int64, not yet saturated."""
+    m0, exponent = (along(part, like) for part in quantize_multiplier(m))
+    rule = _twice_rounded if rounding == "gemmlowp" else _once_rounded
+    return lambda x: rule(x, m0, exponent)
 
 
 def _twice_rounded(x: Tensor, m0: Tensor, exponent: Tensor) -> Tensor:

@@ -134,3 +134,5 @@ def test_float_multiplier_rounds_after_each_step():
 def test_unknown_rounding():
     with pytest.raises(ConfigError, match="no rounding named 'gemmlow'; did you mean 'gemmlowp'"):
         rescale(torch.tensor([1]), 0.5, "gemmlow")
+    with pytest.raises(ConfigError, match="no rounding named 'gemmlow'; did you mean 'gemmlowp'"):
+        requantize(torch.tensor([[1]], dtype=torch.int32), 0.5, 0, 0, 255, "gemmlow")

@@ -27,6 +27,14 @@ def _one_width(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["bits_weight"] == rows["bits_fc"]]
 
 
+def _drops(table: pd.DataFrame, x: str, title: str, xlabel: str, remark: str = "", *, room: float) -> Figure:
+    """Points lost by method over the bits in column `x`; `room` as in `drop_lines`."""
+    made, ax = plots.canvas(title, xlabel, "points lost against FP32")
+    drop_lines(ax, table, x, room=room, sway=0.02)
+    plots.caption(made, f"n = {int(table['n'].iloc[0]):,}, paired, 95 % intervals{remark}")
+    return made
+
+
 @figure("09_grid", "09_sweep")
 def accuracy_over_the_grid(sweep: pd.DataFrame) -> Figure:
     """Accuracy for every pair of widths of weights and activations."""
@@ -60,13 +68,11 @@ def drop_apart_and_together(sweep: pd.DataFrame) -> Figure:
     table = pd.concat([found.assign(method=name) for name, found in sides.items()])
     low = int(table.loc[table["bits"] < 8, "bits"].max()) if (table["bits"] < 5).sum() == 0 else 4
     at = table[table["bits"] == low].set_index("method")["value"]
-    made, ax = plots.canvas(
+    title = (
         f"At {low} bits: weights alone lose {at['weights']:.1f} points, activations {at['activations']:.1f}, "
-        f"both {at['both']:.1f}", "bits", "points lost against FP32",
-    )  # fmt: skip
-    drop_lines(ax, table, "bits", sway=0.02)
-    plots.caption(made, f"n = {int(rows['n'].iloc[0]):,}, paired, 95 % intervals; the other side at 8 bits")
-    return made
+        f"both {at['both']:.1f}"
+    )
+    return _drops(table, "bits", title, "bits", "; the other side at 8 bits", room=0.45)
 
 
 @figure("09_conventions", "09_sweep")
@@ -84,15 +90,12 @@ def drop_by_convention(sweep: pd.DataFrame) -> Figure:
     table = table[table["bits_weight"].isin(shared)]
     low = 4 if 4 in shared else min(shared)
     at = table[table["bits_weight"] == low].set_index("method")["value"]
-    made, ax = plots.canvas(
+    title = (
         f"W{low}A{low} loses {at['per_channel']:.1f} points ({at['per_tensor']:.1f} per tensor), "
         f"{at['ends_at_8']:.1f} with its ends at 8 bits,\n{at['adds_in_float']:.1f} with adds in FP32, "
-        f"{at['adds_in_float_ends_at_8']:.1f} with both",
-        "bits of weights and activations", "points lost against FP32",
-    )  # fmt: skip
-    drop_lines(ax, table, "bits_weight", room=0.6, sway=0.02)
-    plots.caption(made, f"n = {int(table['n'].iloc[0]):,}, paired, 95 % intervals; observer mse")
-    return made
+        f"{at['adds_in_float_ends_at_8']:.1f} with both"
+    )
+    return _drops(table, "bits_weight", title, "bits of weights and activations", "; observer mse", room=0.6)
 
 
 def _diagonal(rows: pd.DataFrame) -> pd.DataFrame:
@@ -110,13 +113,8 @@ def drop_by_observer(sweep: pd.DataFrame) -> Figure:
     low = int(table["bits_activation"].min())
     at = table[table["bits_activation"] == low].set_index("method")["value"].sort_values()
     first, last = (plots.look(str(name)).label for name in (at.index[0], at.index[-1]))
-    made, ax = plots.canvas(
-        f"Activations at {low} bits: {first} loses {at.iloc[0]:.1f} points, {last} {at.iloc[-1]:.1f}",
-        "bits of the activations (weights: 8)", "points lost against FP32",
-    )  # fmt: skip
-    drop_lines(ax, table, "bits_activation", room=0.55, sway=0.02)
-    plots.caption(made, f"n = {int(table['n'].iloc[0]):,}, paired, 95 % intervals")
-    return made
+    title = f"Activations at {low} bits: {first} loses {at.iloc[0]:.1f} points, {last} {at.iloc[-1]:.1f}"
+    return _drops(table, "bits_activation", title, "bits of the activations (weights: 8)", room=0.55)
 
 
 @figure("09_sensitivity", "09_sensitivity")
