@@ -77,15 +77,20 @@ def test_the_guide_runs_as_written(tmp_path):
     assert float(decibels["weights of 4 bits"]) < float(decibels["simulated"])
 
 
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files without a line for each."""
+
+    def log_message(self, *_):
+        pass
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """The whole site, built without a warning and served on this machine."""
     pytest.importorskip("myst_nb", reason="the site's extra is not installed: pip install -e '.[site]'")
     folder = tmp_path_factory.mktemp("site") / "html"
     site.build(course(ROOT), folder)
-    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
-    handler.log_message = lambda *_: None
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield folder, f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
@@ -107,7 +112,8 @@ def opened(browser, url, width=1280):
     page, complaints = browser.new_page(viewport={"width": width, "height": 900}), []
     page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("requestfailed", lambda request: complaints.append(request.url))
+    # Aborted is what we leave behind by going on to the next page; a missing file is a console error as well.
+    page.on("requestfailed", lambda r: complaints.append(r.url) if r.failure != "net::ERR_ABORTED" else None)
     page.goto(url)
     return page, complaints
 
@@ -121,7 +127,8 @@ def test_every_page_opens_without_a_complaint(browser, address):
             "[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)"
         )
         assert not complaints and not broken, (path.name, complaints, broken)
-        assert page.locator("h1").count() >= 1, path.name
+        if path.name != "search.html":  # Sphinx's own, empty until something is asked; tested below
+            assert page.locator("h1").count() >= 1, path.name
     page.close()
 
 
