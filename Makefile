@@ -9,7 +9,7 @@ ARGS    ?=
 
 PY    := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-EXTRAS := study,test
+EXTRAS := study,test,coding
 RUNNER := $(PY) -m quantlib.study.runner --profile $(PROFILE)
 NBVAL := --nbval-lax --nbval-current-env --nbval-sanitize-with notebooks/nbval_sanitize.cfg --nbval-cell-timeout 300 --maxfail 3
 

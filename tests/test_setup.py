@@ -40,7 +40,7 @@ def pins() -> dict[str, Version]:
 
 
 def test_extras_are_there():
-    assert set(EXTRAS) == {"study", "test", "site", "rivals", "cluster"}
+    assert set(EXTRAS) == {"study", "test", "site", "rivals", "cluster", "coding"}
 
 
 @pytest.mark.parametrize(("name", "specifier"), sorted(bounds(*EXTRAS).items()), ids=lambda value: str(value))
@@ -160,7 +160,7 @@ def test_help_lists_every_target_and_is_the_default():
 def test_every_target_sets_up_first(target):
     plan = make("--dry-run", target, "NB=03", "VENV=build/no-such-venv", TORCH_INDEX="").stdout
     assert "-c constraints.txt" in plan
-    assert "-e '.[study,test]'" in plan
+    assert "-e '.[study,test,coding]'" in plan
     assert plan.index("-m venv") < plan.index("pip install")
 
 

@@ -155,7 +155,8 @@ def _check(loaded: Course) -> None:
     """Raise StudyError for the first entry that contradicts another."""
     numbers = [notebook.number for notebook in loaded.notebooks]
     every = numbers + [planned.number for planned in loaded.planned]
-    if every != sorted(set(every)):
+    # A planned notebook may lie between written ones, in the file too: several are written side by side.
+    if numbers != sorted(numbers) or len(set(every)) != len(every):
         raise StudyError("course.toml must list its notebooks in order, each number once.")
     for notebook in loaded.notebooks:
         if not re.fullmatch(rf"{notebook.number}_[a-z0-9_]+\.ipynb", notebook.file):
