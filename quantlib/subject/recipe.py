@@ -14,6 +14,7 @@ RECIPES = Path(__file__).parent / "recipes"
 class Recipe:
     """Settings of one training run; `stages` holds [epochs, resolution] pairs in order.
 
+    `start` names the checkpoint whose weights training starts from; without it they are random.
     Introduced in notebook 01.
     """
 
@@ -33,6 +34,7 @@ class Recipe:
     ema_decay: float = 0.998
     crop: int = 4
     cutout: int = 8
+    start: str = ""
 
     @property
     def epochs(self) -> int:

@@ -15,15 +15,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from quantlib.errors import QuantlibError, TrainingError
 from quantlib.progress import progress
 from quantlib.subject import data
 from quantlib.subject.augment import augment, resize
 from quantlib.subject.benchmark import bfloat16_is_fast
+from quantlib.subject.checkpoints import load_checkpoint
 from quantlib.subject.data import Images
 from quantlib.subject.evaluation import evaluate
+from quantlib.subject.hooks import Hooks
 from quantlib.subject.layout import cache_folder
 from quantlib.subject.models import build
 from quantlib.subject.optimizers import Optimizers
@@ -52,22 +53,26 @@ class Trainer:
 
     Randomness depends on (seed, epoch, step) alone, so that a resumed run equals an uninterrupted one.
     `folder` holds state.pt (everything needed to go on), best.pt (the averaged weights that were best
-    on the validation split) and log.csv. Introduced in notebook 01.
+    on the validation split) and log.csv. `model` replaces the recipe's network, which starts from the
+    recipe's checkpoint or from random weights; `hooks` add to the training. Introduced in notebook 01.
     """
 
     def __init__(
         self, recipe: Recipe, train: Images, validation: Images, folder: Path, *,
+        model: nn.Module | None = None, hooks: Hooks | None = None,
         device: str = "cpu", compile_model: bool = True, save_seconds: float = 120,
     ) -> None:  # fmt: skip
         torch.manual_seed(recipe.seed)
         self.recipe, self.folder, self.device = recipe, folder, torch.device(device)
+        self.hooks = hooks or Hooks()
         self.save_seconds, self.saved_at = save_seconds, time.monotonic()
         self.validation = validation
         self.pixels = train.pixels.to(self.device)
         self.labels = train.labels.to(self.device)
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
-        self.model = build(recipe.model).to(self.device).to(memory_format=torch.channels_last)
+        model = model or (load_checkpoint(recipe.start) if recipe.start else build(recipe.model))
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.average = Average(self.model, recipe.ema_decay)
         self.optimizers = Optimizers(self.model, recipe)
         self.steps_per_epoch = len(self.labels) // recipe.batch_size
@@ -106,9 +111,11 @@ class Trainer:
         x, y = self.batch(self.step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             logits = self.network(x)
-        loss = F.cross_entropy(logits.float(), y, label_smoothing=self.recipe.label_smoothing)
+        loss = self.hooks.loss(self, logits.float(), x, y)
         loss.backward()
+        self.hooks.before_step(self)
         self.optimizers.step(self.recipe.rate_factor(self.step / self.total_steps))
+        self.hooks.after_step(self)
         self.average.update(self.model)
         self.step += 1
         return loss.detach()
