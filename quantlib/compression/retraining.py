@@ -18,16 +18,15 @@ from quantlib.compression.pruning import (
     apply_masks,
     magnitude_masks,
     masks_of,
-    prunable,
     sparsity_of,
 )
 from quantlib.errors import ConfigError
 from quantlib.subject import training
-from quantlib.subject.checkpoints import ROOT, checkpoint_info, save_checkpoint
+from quantlib.subject.checkpoints import checkpoint_info
 from quantlib.subject.data import Images
 from quantlib.subject.hooks import Hooks
 from quantlib.subject.models import build
-from quantlib.subject.publish import metrics
+from quantlib.subject.publish import publish
 from quantlib.subject.recipe import Recipe, read_settings, recipe_of
 from quantlib.subject.training import Trainer
 
@@ -158,50 +157,30 @@ def retrain(
     return trainer.model.eval()
 
 
-CARD = """# {name}
+def published(recipe: Recipe, pruning: Pruning, folder: Path, root: str | None = None) -> Path:
+    """Write the pruned checkpoint, its index entry and card, and the log into results/; the card's path.
 
-{model} for CIFAR-10; {sparsity:.2%} of the weights of its convolutions and its classifier are zero. Retrained
-from `{start}` by `python -m quantlib.compression.retraining --recipe {recipe}`.
-
-| | |
-|---|---|
-| accuracy, {test_n} test images | {test_accuracy:.2f} % (95 % interval {test_low:.2f} to {test_high:.2f}) |
-| accuracy, 5,000 validation images | {validation_accuracy:.2f} % |
-| weights left | {left:,} of {weights:,} |
-| time | {hours:.1f} hours |
-| stored as | safetensors, float16, zeros included, sha256 {sha256} |
-
-The log of the retraining is in `{name}.csv`; the 5,000 validation images chose the epoch, the test images
-were used once.
-"""
-
-
-def publish(recipe: Recipe, pruning: Pruning, folder: Path, root: str | None = None) -> Path:
-    """Write checkpoints/NAME.safetensors, its index entry, its card and its log; the path of the card."""
+    The index says how sparse it is, and which network it started from, by sha256. Introduced in notebook 11.
+    """
     model = build(recipe.model)
     model.load_state_dict(torch.load(folder / "best.pt", map_location="cpu", weights_only=True))
-    model.half().float()  # as the file has it: a few weights become zero
-    masks, name = masks_of(model), f"{recipe.name}_cifar10"
-    seconds = torch.load(folder / "state.pt", map_location="cpu", weights_only=False)["seconds"]
-    facts: dict[str, Any] = {
-        "model": recipe.model, "recipe": asdict(recipe), "pruning": asdict(pruning),
-        "sparsity": sparsity_of(masks), "hours": round(seconds / 3600, 2),
+    masks = masks_of(model.half().float())  # as the file will have it: a few small weights become zero
+    left, every = (sum(int(part) for part in parts) for parts in zip(
+        *((mask.sum(), mask.numel()) for mask in masks.values()), strict=True
+    ))  # fmt: skip
+    origin = (
+        f"{left:,} of the {every:,} weights of its convolutions and its classifier left, the others zero; "
+        f"pruned and retrained from {recipe.start or 'random weights'} by "
+        f"`python -m quantlib.compression.retraining --recipe {recipe.name}`"
+    )
+    about: dict[str, Any] = {
+        "origin": origin, "pruning": asdict(pruning), "sparsity": round(sparsity_of(masks), 6)
     }  # fmt: skip
     if recipe.start:
-        origin = checkpoint_info(f"{recipe.start}_cifar10")
-        facts["start_sha256"] = origin["sha256"]
-        facts |= {key: origin[key] for key in ("status",) if key in origin}
-    save_checkpoint(model, name, facts)
-    facts["metrics"] = metrics(name, root)
-    save_checkpoint(model, name, facts)
-    (ROOT / f"{name}.csv").write_text((folder / "log.csv").read_text())
-    card = ROOT / f"{name}.md"
-    card.write_text(CARD.format(
-        name=name, start=recipe.start, weights=sum(weight.numel() for weight in prunable(model).values()),
-        left=sum(int(mask.sum()) for mask in masks.values()), sha256=checkpoint_info(name)["sha256"],
-        recipe=recipe.name, **{k: facts[k] for k in ("model", "sparsity", "hours")}, **facts["metrics"],
-    ))  # fmt: skip
-    return card
+        before = checkpoint_info(f"{recipe.start}_cifar10")
+        about["start_sha256"] = before["sha256"]
+        about |= {key: before[key] for key in ("status",) if key in before}
+    return publish(recipe, folder, root, about=about, notebook="11")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -212,7 +191,7 @@ def run(options: argparse.Namespace) -> None:
     hooks.begin(trainer)
     trainer.run()
     if trainer.rank == 0 and not options.no_publish:
-        print(publish(recipe, pruning, trainer.folder, root=options.data).read_text())
+        print(published(recipe, pruning, trainer.folder, root=options.data).read_text())
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from quantlib.compression.pruning import magnitude_masks, masks_of, prunable, sp
 from quantlib.compression.retraining import MaskedRetraining, Pruning, load_pruning_recipe, retrain
 from quantlib.errors import ConfigError
 from quantlib.subject import checkpoints, data, training
+from quantlib.subject import publish as publishing
 from quantlib.subject.models import build
 from quantlib.subject.recipe import Recipe
 from quantlib.subject.training import Trainer
@@ -121,8 +122,10 @@ def test_recipes_are_complete_and_mistakes_are_named(tmp_path: Path) -> None:
 
 def test_the_command_retrains_and_publishes(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(data, "load", lambda split, source, root: IMAGES)
-    monkeypatch.setattr(checkpoints, "ROOT", tmp_path)
-    monkeypatch.setattr(retraining, "ROOT", tmp_path)
+    folder = tmp_path / "checkpoints"
+    for module in (checkpoints, publishing):
+        monkeypatch.setattr(module, "ROOT", folder)
+    (tmp_path / "results").mkdir()
     checkpoints.save_checkpoint(build("resnet20"), "resnet20_cifar10", {"model": "resnet20", "status": "new"})
     path = tmp_path / "tiny90.toml"
     path.write_text(
@@ -132,11 +135,11 @@ def test_the_command_retrains_and_publishes(tmp_path: Path, monkeypatch) -> None
     command = ["--recipe", str(path), "--folder", str(tmp_path / "run"), "--device", "cpu",
                "--threads", "1", "--no-compile"]  # fmt: skip
     assert training.main(command, run=retraining.run) == 0
-    entry = json.loads((tmp_path / "index.json").read_text())["tiny90_cifar10"]
+    entry = json.loads((folder / "index.json").read_text())["tiny90_cifar10"]
     assert entry["sparsity"] == pytest.approx(0.9, abs=1e-3) and entry["status"] == "new"
     assert entry["pruning"]["final"] == 0.9 and entry["metrics"]["test_n"] == 128
-    assert (tmp_path / "tiny90_cifar10.csv").read_text().startswith("step,epoch")
+    assert (tmp_path / "results/11_training_log_tiny90.csv").read_text().startswith("step,epoch")
     left = round(0.1 * sum(w.numel() for w in prunable(build("resnet20")).values()))
-    assert f"{left:,} of" in (tmp_path / "tiny90_cifar10.md").read_text()
-    loaded = checkpoints.load_checkpoint("tiny90", tmp_path)
+    assert f"{left:,} of" in (folder / "tiny90_cifar10.md").read_text()
+    loaded = checkpoints.load_checkpoint("tiny90", folder)
     assert sparsity_of(masks_of(loaded)) == pytest.approx(0.9, abs=1e-3)
