@@ -92,7 +92,11 @@ def detach(model: nn.Module) -> nn.Module:
     result = copy.deepcopy(model)
     for layer in list(result.modules()):
         if _is_shared(layer):
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+            weight: Tensor = layer.weight.detach()  # type: ignore[assignment, operator]
+            # By hand: the copy's class is the original's, and torch's removal would change that class.
+            layer.__class__ = type(layer).__bases__[0]
+            del layer.parametrizations
+            layer.register_parameter("weight", nn.Parameter(weight))
     return result
 
 
