@@ -93,8 +93,8 @@ class Pair(nn.Module):
 class JointTraining(Hooks):
     """Apprentice's scheme A: teacher and student from the start, the student after the teacher as it is.
 
-    loss = cross_entropy(teacher) + distillation_loss(student, teacher's logits of this step). The teacher does
-    not learn from the student. Source: Mishra and Marr 2018. Introduced in notebook 15.
+    loss = cross_entropy(teacher) + distillation_loss(student, teacher's logits of this step); the teacher
+    does not learn from the student. Source: Mishra and Marr 2018. Introduced in notebook 15.
     """
 
     def __init__(self, temperature: float = 1.0, weight: float = 0.5) -> None:

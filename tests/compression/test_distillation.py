@@ -25,7 +25,7 @@ from quantlib.subject.models import build
 from quantlib.subject.recipe import Recipe
 from quantlib.subject.training import Trainer
 
-torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = Recipe(name="tiny", model="resnet20", stages=((1, 16),), batch_size=16, learning_rate=0.05, cutout=0)
 
 

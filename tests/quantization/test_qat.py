@@ -10,7 +10,7 @@ from quantlib.errors import ConfigError, NotCalibratedError
 from quantlib.quantization.qat import LearnedGrid, make_trainable, plain, start_grids, trainable_layers
 from quantlib.subject.models import build
 
-torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def grid_of(bits: int, signed: bool, scale: torch.Tensor) -> LearnedGrid:
