@@ -116,5 +116,6 @@ def card_text(recipe: Recipe, name: str, facts: dict[str, Any]) -> str:
     return CARD.format(
         name=name, model=recipe.model, recipe=recipe.name, hours=facts["hours"], cpu=computer["cpu"],
         bytes=info["bytes"], sha256=info["sha256"], date=date.today(), torch=torch.__version__,
-        python=platform.python_version(), seed=recipe.seed, classes=classes, origin=facts["origin"], **measured,
+        python=platform.python_version(), seed=recipe.seed, classes=classes, origin=facts["origin"],
+        **measured,
     )  # fmt: skip
