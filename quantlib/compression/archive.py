@@ -128,7 +128,7 @@ def _checked(content: bytes) -> Reader:
 @torch.no_grad()
 def _fill(model: nn.Module, reader: Reader) -> None:
     """Read every record, then all streams at once, then copy the values into the model."""
-    state = model.state_dict()
+    state = dict(sorted(model.state_dict().items()))
     if reader.take(CHECKSUM) != _fingerprint(_state(model)):
         raise CheckpointError("it belongs to another architecture; pass the model that was compressed")
     waiting: list[tuple[list[str], NDArray[np.bool_], Pending]] = []
@@ -154,7 +154,8 @@ def _fill(model: nn.Module, reader: Reader) -> None:
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    """Every tensor by name, in the order of the names: a module may have changed the order of its own."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(model.state_dict().items())}
     for name, tensor in state.items():
         if tensor.dtype != torch.float32 and (tensor.is_floating_point() or tensor.is_complex()):
             raise ConfigError(f"{name} is {tensor.dtype}; only float32 and integers are compressed.")

@@ -81,13 +81,13 @@ Measured from this file. Test data md5 {data_md5}.
 
 def publish(
     recipe: Recipe, folder: Path, root: str | None = None,
-    network: nn.Module | None = None, about: dict[str, Any] | None = None,
+    network: nn.Module | None = None, about: dict[str, Any] | None = None, notebook: str = "01",
 ) -> Path:  # fmt: skip
     """Write checkpoints/NAME.safetensors, its index entry and card, and the training log into results/.
 
     `network`: one that takes up the weights, where the recipe's model was changed before training; `about`:
-    more for its index entry, `origin` also for the card. Raises TrainingError when the run has not finished
-    an epoch yet.
+    more for its index entry, `origin` also for the card; `notebook`: the one that records the log. Raises
+    TrainingError when the run has not finished an epoch yet.
     """
     best = folder / "best.pt"
     if not best.exists():
@@ -102,7 +102,7 @@ def publish(
     save_checkpoint(model, name, facts)
     facts["metrics"] = metrics(name, root, network)
     save_checkpoint(model, name, facts)
-    shutil.copy(folder / "log.csv", ROOT.parent / "results" / f"01_training_log_{recipe.name}.csv")
+    shutil.copy(folder / "log.csv", ROOT.parent / "results" / f"{notebook}_training_log_{recipe.name}.csv")
     card = ROOT / f"{name}.md"
     card.write_text(card_text(recipe, name, facts))
     return card
@@ -116,5 +116,6 @@ def card_text(recipe: Recipe, name: str, facts: dict[str, Any]) -> str:
     return CARD.format(
         name=name, model=recipe.model, recipe=recipe.name, hours=facts["hours"], cpu=computer["cpu"],
         bytes=info["bytes"], sha256=info["sha256"], date=date.today(), torch=torch.__version__,
-        python=platform.python_version(), seed=recipe.seed, classes=classes, **measured,
+        python=platform.python_version(), seed=recipe.seed, classes=classes, origin=facts["origin"],
+        **measured,
     )  # fmt: skip
