@@ -43,11 +43,7 @@ class Integer(nn.Module):
     @property
     def steps(self) -> list[Step]:
         """The operators in the order of their execution."""
-        nodes = [node for node in self.graph_module.graph.nodes if node.op == "call_module"]
-        return [
-            Step(str(node.target), module_of(node), [_made_by(each) for each in arguments(node)])
-            for node in nodes
-        ]
+        return steps_of(self.graph_module)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -57,23 +53,38 @@ class Integer(nn.Module):
     @torch.no_grad()
     def integers(self, x: Tensor) -> dict[str, Tensor]:
         """The integers that every operator puts out, by name, "input" first: uint8, or int32 at the end."""
-        parts = [_Recording(self.graph_module).record(part) for part in x.split(self.sub_batch)]
+        parts = [record(self.graph_module, part) for part in x.split(self.sub_batch)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0] if name != LAST}
+
+
+def record(graph: fx.GraphModule, x: Tensor) -> dict[str, Tensor]:
+    """What each module of the graph puts out, by name."""
+    recording = _Recording(graph)
+    recording.run(x)
+    return recording.seen
 
 
 class _Recording(fx.Interpreter):
     """Runs the graph and keeps what each module puts out."""
 
-    def record(self, x: Tensor) -> dict[str, Tensor]:
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
         self.seen: dict[str, Tensor] = {}
-        self.run(x)
-        return self.seen
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n.op == "call_module":
             self.seen[str(n.target)] = value
         return value
+
+
+def steps_of(graph: fx.GraphModule) -> list[Step]:
+    """The operators of a graph of modules, in the order of their execution."""
+    nodes = [node for node in graph.graph.nodes if node.op == "call_module"]
+    return [
+        Step(str(node.target), module_of(node), [_made_by(each) for each in arguments(node)])
+        for node in nodes
+    ]
 
 
 def assemble(steps: Iterable[Step], rounding: str) -> Integer:

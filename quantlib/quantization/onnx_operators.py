@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from quantlib.quantization.fused import Flatten
 from quantlib.quantization.integer_graph import Step
@@ -33,6 +32,7 @@ from quantlib.quantization.integer_pooling import (
     IntegerReLU,
 )
 from quantlib.quantization.mixed_layers import Quantize
+from quantlib.quantization.onnx_float import max_window, mean_matrix, window_of
 from quantlib.quantization.onnx_writer import Writer
 
 RUNTIME = "com.microsoft"
@@ -52,8 +52,7 @@ def _quantize(graph: Writer, step: Step) -> None:
 
 def _conv(graph: Writer, step: Step) -> None:
     m: Any = step.module
-    (stride, padding, dilation, groups), kernel = m.geometry, m.weight.shape[2:]
-    window = {"strides": stride, "pads": [*padding, *padding], "dilations": dilation, "group": groups}
+    window, kernel = window_of(m.geometry), m.weight.shape[2:]
     if m.output_grid is None:
         _accumulators(graph, step, "ConvInteger", m.weight, (-1, *[1] * len(kernel)), **window)
         return
@@ -123,31 +122,14 @@ def _concat(graph: Writer, step: Step) -> None:
 
 
 def _max_pool(graph: Writer, step: Step) -> None:
-    """The end of the border follows from the output's size, so that ceil_mode means what torch means."""
     m: Any = step.module
-    kernel, stride, padding, dilation = (
-        _pair(each) for each in (m.kernel_size, m.stride, m.padding, m.dilation)
-    )
     before, after = (graph.samples[name].shape[2:] for name in (step.inputs[0], step.name))
-    ends = [
-        max((out - 1) * s + d * (k - 1) + 1 - size - p, 0)
-        for out, s, d, k, size, p in zip(after, stride, dilation, kernel, before, padding, strict=True)
-    ]
-    window: dict[str, Any] = {
-        "kernel_shape": kernel,
-        "strides": stride,
-        "dilations": dilation,
-        "pads": [*padding, *ends],
-    }
+    window = max_window(m, before, after)
     if m.output_grid is not None:
         graph.node("MaxPool", step.inputs, step.name, **window)
         return
     whole = graph.node("Cast", step.inputs, to=DOUBLE)
     graph.node("Cast", [graph.node("MaxPool", [whole], **window)], step.name, to=INT32)
-
-
-def _pair(side: int | Sequence[int]) -> list[int]:
-    return [side, side] if isinstance(side, int) else list(side)
 
 
 def _average(graph: Writer, step: Step) -> None:
@@ -156,7 +138,7 @@ def _average(graph: Writer, step: Step) -> None:
     One that spans the whole map has an operator of its own, with that rule.
     """
     m: Any = step.module
-    mean = _mean_matrix(m, graph.samples[step.inputs[0]].shape[2:])
+    mean = mean_matrix(m, graph.samples[step.inputs[0]].shape[2:])
     after = list(graph.samples[step.name].shape[1:])
     ones, count = (mean > 0), (1 / mean.amax(0)).round()
     if m.output_grid is None:
@@ -173,15 +155,6 @@ def _average(graph: Writer, step: Step) -> None:
     matrix = [graph.constant(each) for each in (ones.to(torch.int8), scale, zeros)]
     means = graph.node("QLinearMatMul", [flat, *unit, *matrix, *unit])
     graph.clipped("Reshape", [means, graph.constant([0, *after], np.int64)], step.name, limits)
-
-
-def _mean_matrix(m: IntegerAvgPool2d | IntegerAdaptiveAvgPool2d, size: Sequence[int]) -> Tensor:
-    """The pooling as a matrix (pixels in, pixels out): what it makes of one pixel after the other."""
-    pixels = torch.eye(size[0] * size[1], dtype=torch.float64).reshape(-1, 1, *size)
-    if isinstance(m, IntegerAdaptiveAvgPool2d):
-        return F.adaptive_avg_pool2d(pixels, m.output_size).flatten(1)  # type: ignore[arg-type]
-    window = (m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override)
-    return F.avg_pool2d(pixels, *window).flatten(1)
 
 
 def _exact_average(graph: Writer, step: Step, ones: Tensor, count: Tensor) -> None:

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from quantlib.errors import ConfigError
+from quantlib.optional import optional
 from quantlib.quantization.integer_layers import Grid
 
 
-def optional(name: str) -> Any:
-    """The module `name` of a package that quantlib can do without; ConfigError where it is missing."""
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise ConfigError(
-            f"The engine 'onnxruntime' needs {name.split('.')[0]}, which is not installed: "
-            "pip install onnx onnxruntime, or use engine='reference'."
-        ) from error
+def onnx_package(name: str) -> Any:
+    """A module of onnx or of onnxruntime; ConfigError where the package is missing."""
+    return optional(
+        name, "Reading or writing ONNX", "pip install onnx onnxruntime, or use engine='reference'"
+    )
 
 
 class Writer:
@@ -32,11 +27,15 @@ class Writer:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
+    def alias(self, name: str, other: str) -> None:
+        """Let the tensor `other` be of the shape and grid of `name`."""
+        self.samples[other] = self.samples[name]
+
     def constant(self, value: Any, dtype: type | None = None) -> str:
         """Keep a constant and name it."""
         name = f"constant_{len(self.constants)}"
         array = value.numpy() if isinstance(value, Tensor) else np.array(value, dtype)
-        self.constants.append(optional("onnx.numpy_helper").from_array(array, name))
+        self.constants.append(onnx_package("onnx.numpy_helper").from_array(array, name))
         return name
 
     def grid(self, grid: Grid) -> list[str]:
@@ -46,7 +45,7 @@ class Writer:
     def node(self, operator: str, inputs: Sequence[str], out: str = "", **attributes: Any) -> str:
         """Add an operator; the name of what it puts out."""
         out = out or f"between_{len(self.nodes)}"
-        self.nodes.append(optional("onnx.helper").make_node(operator, list(inputs), [out], **attributes))
+        self.nodes.append(onnx_package("onnx.helper").make_node(operator, list(inputs), [out], **attributes))
         return out
 
     def clipped(

@@ -163,7 +163,8 @@ def convert(
     kind: "simulated" (fake-quantized float32, trainable), "mixed" (int8 arithmetic, float32 borders) or
     "integer" (integers from the first layer to the last), which alone takes two more settings:
     `rounding`: "float" (default), "gemmlowp" or "single_rounding"; `engine`: "reference" (exact, readable),
-    "onnxruntime" (fast; rounds as "float") or "auto" (default: the fast one where it is installed and fits).
+    "onnxruntime" (fast; rounds as "float", bit for bit), "openvino" (fastest; single integers one step off),
+    or "auto" (default: "onnxruntime" where it is installed and fits, else "reference").
     Raises NotCalibratedError before calibrate, ConfigError for another kind, rounding or engine, or for one
     of the two with another kind. Introduced in notebook 07; "integer" in notebook 08.
     """
@@ -184,19 +185,26 @@ def _to_integer(prepared: Prepared, rounding: str, engine: str) -> nn.Module:
     """The exact reference, or the engine that wraps it."""
     from quantlib.quantization.integer import to_integer
 
-    check_name(engine, ("auto", "reference", "onnxruntime"), "engine")
-    if engine == "onnxruntime" and rounding != "float":
+    check_name(engine, ("auto", "reference", *RUNTIMES), "engine")
+    if engine in RUNTIMES and rounding != "float":
         raise ConfigError(
-            f"ONNX Runtime rounds as 'float', not as {rounding!r}; use engine='reference' for that."
+            f"{RUNTIMES[engine]} rounds as 'float', not as {rounding!r}; use engine='reference' for that."
         )
     reference = to_integer(prepared, rounding)
     if engine == "reference":
         return reference
     from quantlib.quantization.integer_engine import Engine
+    from quantlib.quantization.integer_openvino import OpenVinoEngine
 
+    if engine == "openvino":
+        return OpenVinoEngine(reference)
     try:
         return Engine(reference)
     except ConfigError:  # ONNX Runtime is not installed, or cannot do this rounding or layer
         if engine == "onnxruntime":
             raise
         return reference
+
+
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+"""The engines that are somebody else's runtime, and their names."""

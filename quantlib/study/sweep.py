@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import quantlib
 from quantlib.errors import ConfigError, StudyError
+from quantlib.optional import optional
 from quantlib.progress import progress
 from quantlib.study.session import Session
 
@@ -121,7 +122,9 @@ def _on_cluster(
     """Results in the order in which the workers finish."""
     if not missing:
         return
-    distributed = _distributed()
+    distributed = optional(
+        "distributed", "scheduler=", "pip install quantlib[cluster], or leave scheduler= out", StudyError
+    )
     with _client(distributed, scheduler) as client, client.as_current():
         attempt = uuid4().hex  # never a result that another client left on the cluster
         futures = {
@@ -160,16 +163,6 @@ def _evaluated(evaluate: Evaluate, setting: Setting) -> dict[str, Any]:
     """One evaluation in this process, never two at a time: they would share models and cores."""
     with _ONE_AT_A_TIME:
         return dict(evaluate(dict(setting)))
-
-
-def _distributed() -> Any:
-    try:
-        import distributed
-    except ImportError as error:
-        raise StudyError(
-            "scheduler= needs Dask, which is not installed; `pip install quantlib[cluster]`, or leave it out."
-        ) from error
-    return distributed
 
 
 def _failed(setting: Setting, error: Exception) -> StudyError:

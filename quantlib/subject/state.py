@@ -65,6 +65,7 @@ def save_state(trainer: "Trainer") -> None:
         "average": trainer.average.model.state_dict(),
         "average_steps": trainer.average.steps, "optimizers": trainer.optimizers.state_dict(),
         "step": trainer.step, "seconds": trainer.seconds, "best": trainer.best,
+        "hooks": trainer.hooks.state_dict(),
     }  # fmt: skip
     temporary = trainer.folder / "state.tmp"
     torch.save(state, temporary)
@@ -90,4 +91,5 @@ def load_state(trainer: "Trainer") -> None:
     trainer.average.model.load_state_dict(state["average"])
     trainer.average.steps = state["average_steps"]
     trainer.optimizers.load_state_dict(state["optimizers"])
+    trainer.hooks.load_state_dict(state.get("hooks", {}))
     trainer.step, trainer.seconds, trainer.best = state["step"], state["seconds"], state["best"]

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -15,15 +16,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from quantlib.errors import QuantlibError, TrainingError
 from quantlib.progress import progress
 from quantlib.subject import data
 from quantlib.subject.augment import augment, resize
 from quantlib.subject.benchmark import bfloat16_is_fast
+from quantlib.subject.checkpoints import load_checkpoint
 from quantlib.subject.data import Images
 from quantlib.subject.evaluation import evaluate
+from quantlib.subject.hooks import Hooks
 from quantlib.subject.layout import cache_folder
 from quantlib.subject.models import build
 from quantlib.subject.optimizers import Optimizers
@@ -52,28 +54,33 @@ class Trainer:
 
     Randomness depends on (seed, epoch, step) alone, so that a resumed run equals an uninterrupted one.
     `folder` holds state.pt (everything needed to go on), best.pt (the averaged weights that were best
-    on the validation split) and log.csv. Introduced in notebook 01.
+    on the validation split) and log.csv. `model` replaces the recipe's network, which starts from the
+    recipe's checkpoint or from random weights; `hooks` add to the training. Introduced in notebook 01.
     """
 
     def __init__(
         self, recipe: Recipe, train: Images, validation: Images, folder: Path, *,
+        model: nn.Module | None = None, hooks: Hooks | None = None,
         device: str = "cpu", compile_model: bool = True, save_seconds: float = 120,
     ) -> None:  # fmt: skip
         torch.manual_seed(recipe.seed)
         self.recipe, self.folder, self.device = recipe, folder, torch.device(device)
+        self.hooks = hooks or Hooks()
         self.save_seconds, self.saved_at = save_seconds, time.monotonic()
         self.validation = validation
         self.pixels = train.pixels.to(self.device)
         self.labels = train.labels.to(self.device)
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
-        self.model = build(recipe.model).to(self.device).to(memory_format=torch.channels_last)
+        model = model or (load_checkpoint(recipe.start) if recipe.start else build(recipe.model))
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.average = Average(self.model, recipe.ema_decay)
         self.optimizers = Optimizers(self.model, recipe)
         self.steps_per_epoch = len(self.labels) // recipe.batch_size
         if not self.steps_per_epoch:
             raise TrainingError(f"{len(self.labels)} images are fewer than one batch of {recipe.batch_size}")
         self.step, self.seconds, self.best, self.stop = 0, 0.0, -1.0, False
+        self.chosen = torch.empty(0, dtype=torch.long)  # places of the last batch among the training images
         folder.mkdir(parents=True, exist_ok=True)
         self.log = TrainingLog(folder / "log.csv")
         load_state(self)
@@ -91,9 +98,8 @@ class Trainer:
         epoch, place = divmod(step, self.steps_per_epoch)
         size, seed = self.recipe.batch_size, self.recipe.seed
         order = np.random.default_rng([seed, epoch]).permutation(len(self.labels))
-        chosen = torch.from_numpy(order[place * size : (place + 1) * size][self.rank :: self.world]).to(
-            self.device
-        )
+        share = order[place * size : (place + 1) * size][self.rank :: self.world]
+        self.chosen = chosen = torch.from_numpy(share).to(self.device)
         x = data.normalize(self.pixels[chosen])
         x = augment(
             x, np.random.default_rng([seed, epoch, place, self.rank]), self.recipe.crop, self.recipe.cutout
@@ -106,9 +112,11 @@ class Trainer:
         x, y = self.batch(self.step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             logits = self.network(x)
-        loss = F.cross_entropy(logits.float(), y, label_smoothing=self.recipe.label_smoothing)
+        loss = self.hooks.loss(self, logits.float(), x, y)
         loss.backward()
+        self.hooks.before_step(self)
         self.optimizers.step(self.recipe.rate_factor(self.step / self.total_steps))
+        self.hooks.after_step(self)
         self.average.update(self.model)
         self.step += 1
         return loss.detach()
@@ -147,13 +155,18 @@ class Trainer:
 
     def run(self) -> None:
         """Train to the end of the recipe, saving the state on the way and when interrupted."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.request_stop)
-        while self.step < self.total_steps:
-            epoch = self.step // self.steps_per_epoch
-            loss = self.train_epoch()
-            if self.rank == 0:
-                self.finish_epoch(epoch, loss)
+        before = {
+            number: signal.signal(number, self.request_stop) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            while self.step < self.total_steps:
+                epoch = self.step // self.steps_per_epoch
+                loss = self.train_epoch()
+                if self.rank == 0:
+                    self.finish_epoch(epoch, loss)
+        finally:
+            for number, handler in before.items():  # a notebook's interrupts are its own again
+                signal.signal(number, handler)
 
     def request_stop(self, *_: object) -> None:
         """Ask the loop to stop after the step in hand: half a step must never be saved."""
@@ -197,9 +210,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def train(options: argparse.Namespace) -> None:
-    """Run one recipe to its end and publish the checkpoint."""
-    recipe = load_recipe(options.recipe)
+def trainer_of(options: argparse.Namespace, recipe: Recipe, hooks: Hooks | None = None) -> Trainer:
+    """The trainer of a command line, on all training images; it goes on where an earlier one stopped."""
     # Hours of work: `make clean` and a new clone must not take them along.
     folder = options.folder or cache_folder() / "training" / recipe.name
     torch.set_num_threads(options.threads)
@@ -212,23 +224,29 @@ def train(options: argparse.Namespace) -> None:
         data.load(split, source="full", root=options.data) for split in ("train", "validation")
     )
     trainer = Trainer(
-        recipe, images, held_out, folder, device=options.device,
+        recipe, images, held_out, folder, hooks=hooks, device=options.device,
         compile_model=not options.no_compile, save_seconds=options.save_seconds,
     )  # fmt: skip
     print(
         f"{recipe.name}: {trainer.total_steps} steps, from step {trainer.step}; state in {folder}", flush=True
     )
+    return trainer
+
+
+def train(options: argparse.Namespace) -> None:
+    """Run one recipe to its end and publish the checkpoint."""
+    trainer = trainer_of(options, load_recipe(options.recipe))
     trainer.run()
     if trainer.rank == 0 and not options.no_publish:
         from quantlib.subject.publish import publish
 
-        publish(recipe, folder, root=options.data)
+        publish(trainer.recipe, trainer.folder, root=options.data)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; the exit status is 0, 1 after an error, 130 after Ctrl-C."""
+def main(argv: list[str] | None = None, run: Callable[[argparse.Namespace], None] = train) -> int:
+    """Run a command line; the exit status is 0, 1 after an error, 130 after Ctrl-C."""
     try:
-        train(arguments(argv))
+        run(arguments(argv))
     except KeyboardInterrupt:
         print("\nstopped; the state is saved, and the same command goes on from there")
         return 130

@@ -10,19 +10,21 @@ import pytest
 import torch
 
 from quantlib.errors import ConfigError, TrainingError
-from quantlib.subject import data
+from quantlib.subject import data, training
+from quantlib.subject.hooks import Hooks
+from quantlib.subject.models import build
 from quantlib.subject.recipe import Recipe, load_recipe
 from quantlib.subject.training import Trainer, main
 
-torch.set_num_threads(1)  # the batches are too small to share
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = Recipe(
     name="tiny", model="resnet20", stages=((1, 16), (1, 32)), batch_size=32, learning_rate=0.05, cutout=0
 )
 
 
-def trainer(folder: Path, recipe: Recipe = TINY) -> Trainer:
+def trainer(folder: Path, recipe: Recipe = TINY, **options) -> Trainer:
     images = data.load("calibration").take(96)
-    return Trainer(recipe, images, images.take(32), folder, compile_model=False)
+    return Trainer(recipe, images, images.take(32), folder, compile_model=False, **options)
 
 
 def weights(model: torch.nn.Module) -> torch.Tensor:
@@ -100,7 +102,7 @@ def test_one_cycle_by_hand() -> None:
 
 def test_recipes_are_read_and_unknown_ones_refused(tmp_path: Path) -> None:
     assert load_recipe("resnet50").model == "resnet50"
-    with pytest.raises(ConfigError, match="choose one of resnet20, resnet50"):
+    with pytest.raises(ConfigError, match="choose one of resnet20, .*resnet50, "):
         load_recipe("resnet99")
     path = tmp_path / "mine.toml"
     path.write_text('model = "resnet20"\nstages = [[1, 32]]\nmomentun = 0.9\n')
@@ -137,3 +139,63 @@ def test_two_processes_hold_the_same_weights(tmp_path: Path) -> None:
                           capture_output=True, timeout=120)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert [(tmp_path / f"run-{rank}").read_text() for rank in (0, 1)] == ["batch 16", "batch 16"]
+
+
+class KeepHalf(Hooks):
+    """Every second weight of the classifier stays zero; counts its calls to prove that it is resumed."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def before_step(self, trainer: Trainer) -> None:
+        trainer.model.fc.weight.grad[:, ::2] = 0
+
+    def after_step(self, trainer: Trainer) -> None:
+        self.calls += 1
+        with torch.no_grad():
+            trainer.model.fc.weight[:, ::2] = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.calls = state["calls"]
+
+
+def test_hooks_change_weights_after_each_step_and_are_resumed(tmp_path: Path) -> None:
+    run = trainer(tmp_path, hooks=KeepHalf())
+    run.network.train()
+    run.train_step()
+    assert not run.model.fc.weight[:, ::2].any() and run.model.fc.weight[:, 1::2].all()
+    run.request_stop()
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert run.hooks.calls == run.step == 2
+    second = trainer(tmp_path, hooks=KeepHalf())
+    assert second.hooks.calls == 2
+    second.run()
+    assert second.hooks.calls == second.step == 6
+    # The average still holds a trace of the random start, and nothing else.
+    assert second.average.model.fc.weight[:, ::2].abs().max() < run.model.fc.weight.abs().max()
+
+
+def test_a_loss_of_the_hooks_replaces_cross_entropy(tmp_path: Path) -> None:
+    class Constant(Hooks):
+        def loss(self, trainer, logits, images, labels):
+            assert images.shape == (32, 3, 16, 16) and labels.shape == (32,)
+            return logits.sum() * 0 + 7
+
+    run = trainer(tmp_path, hooks=Constant())
+    run.network.train()
+    assert run.train_step() == 7
+
+
+def test_training_starts_from_a_given_model_or_from_a_checkpoint(tmp_path: Path, monkeypatch) -> None:
+    torch.manual_seed(5)
+    given = build("resnet20")
+    before = given.fc.weight.clone()
+    assert torch.equal(trainer(tmp_path / "given", model=given).model.fc.weight, before)
+    asked = []
+    monkeypatch.setattr(training, "load_checkpoint", lambda name: asked.append(name) or given)
+    assert trainer(tmp_path / "start", replace(TINY, start="resnet20")).model is given
+    assert asked == ["resnet20"]
