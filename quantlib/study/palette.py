@@ -63,6 +63,19 @@ METHODS: dict[str, Look] = {
     # Notebooks 13 and 14, sharing and coding:
 
     # Notebooks 15 and 16, distillation and SqueezeNet:
+    "teacher": Look(BLACK, "*", "teacher"),
+    "alone": Look(VERMILLION, "s", "alone"),
+    "distilled": Look(BLUE, "o", "distilled, T = 4"),
+    "temperature 1": Look(SKY, "v", "T = 1"),
+    "temperature 2": Look(GREEN, "P", "T = 2"),
+    "temperature 8": Look(PURPLE, "^", "T = 8"),
+    "weight 0.5": Look(ORANGE, "D", "T = 4, weight 0.5"),
+    "rounded": Look(GREY, "h", "rounded, no training"),
+    "alone from scratch": Look(ORANGE, "D", "alone, from scratch"),
+    "scheme A": Look(PURPLE, "^", "scheme A"),
+    "scheme B": Look(SKY, "v", "scheme B"),
+    "scheme C": Look(BLUE, "o", "scheme C"),
+    "scheme C, temperature 5": Look(WINE, "X", "scheme C, T = 5"),
 
     # Notebook 17, low rank:
 
