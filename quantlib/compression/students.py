@@ -170,9 +170,7 @@ def run_one(plan: Plan, root: Path, data_root: str | None, run: tuple[Arm, int])
         found: dict[str, Any] = json.loads(path.read_text())
         return found
     folder.mkdir(parents=True, exist_ok=True)
-    train, validation, test = (
-        data.load(split, "full", data_root) for split in ("train", "validation", "test")
-    )
+    train, validation, test = (plan.split(name, data_root) for name in ("train", "validation", "test"))
     recipe = replace(plan.recipe, name=folder.name, seed=seed)
     with (folder / "output.txt").open("a") as file, contextlib.redirect_stdout(file):
         Trainer(

@@ -91,9 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     megabytes = path.stat().st_size / 1e6
-    print(
-        f"{path}: step {facts['step']}, {facts['epochs']} epochs, {megabytes:.1f} MB; commit it to go on elsewhere"
-    )
+    print(f"{path}: step {facts['step']}, {facts['epochs']} epochs, {megabytes:.1f} MB; commit it")
     return 0
 
 

@@ -99,6 +99,19 @@ def test_a_small_plan_takes_its_images_from_the_slice():
     assert small.split("train").split == "calibration" and small.source == "slice"
 
 
+def test_a_small_plan_trains_on_its_own_images(tmp_path, monkeypatch):
+    seen = []
+
+    def spy(recipe, train, validation, folder, **options):
+        seen.append((train.source, len(train), len(validation)))
+        return REAL(recipe, train, validation, folder, **options)
+
+    monkeypatch.setattr(students, "Trainer", spy)
+    plan = Plan(TINY, (Arm("alone"),), source="slice", images=(20, 8, 10))
+    (result,) = run_plan(plan, root=tmp_path)
+    assert seen == [("slice", 20, 8)] and evaluation_of(plan, result).n == 10
+
+
 def test_the_teacher_is_asked_once(small_world, tmp_path, monkeypatch):
     first = answers_of(PLAN, small_world, tmp_path)
     monkeypatch.setattr(students.checkpoints, "load_checkpoint", None)
