@@ -57,17 +57,11 @@ METHODS: dict[str, Look] = {
     "fp32_compiled": Look(BLACK, "d", "FP32 compiled"),
     "onnxruntime": Look(PURPLE, "^", "ONNX Runtime"),
     # Notebook 10, low-bit rescue:
-
     # Notebooks 11 and 12, pruning and tickets:
-
     # Notebooks 13 and 14, sharing and coding:
-
     # Notebooks 15 and 16, distillation and SqueezeNet:
-
     # Notebook 17, low rank:
-
     # Notebook 18, inference speed:
-
 }
 
 

@@ -77,7 +77,8 @@ class Compiled:
         """Logits of a batch; the first call with a batch size compiles, for a minute."""
         import torch._inductor.config as inductor
 
-        with inductor.patch(freezing=True), torch.no_grad():
+        with inductor.patch(freezing=True), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return self.compiled(x)
 
 

@@ -5,22 +5,34 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from quantlib.quantization.integer_engine import onnxruntime_session
+from quantlib.quantization.integer_engine import onnxruntime_session, session_options
 from quantlib.quantization.integer_onnx import IMAGES, float_to_onnx
 from quantlib.quantization.integer_openvino import openvino_model
 from quantlib.subject.data import Images, batches
 
 
 class OnnxRuntime:
-    """An ONNX graph in ONNX Runtime: a batch in, logits out as a numpy array. Introduced in notebook 18."""
+    """An ONNX graph in ONNX Runtime: a batch in, logits out as a numpy array.
 
-    def __init__(self, graph: bytes) -> None:
-        self.session = onnxruntime_session(graph)
+    `level`: how far its optimizer may go, "ALL" (its default), "LAYOUT", "EXTENDED", "BASIC"; None for none
+    at all. Introduced in notebook 18.
+    """
+
+    def __init__(self, graph: bytes, level: str | None = "ALL") -> None:
+        from onnxruntime import GraphOptimizationLevel as Level
+
+        options = session_options()
+        options.graph_optimization_level = getattr(
+            Level, f"ORT_ENABLE_{level}" if level else "ORT_DISABLE_ALL"
+        )
+        self.session = onnxruntime_session(graph, options)
 
     def __call__(self, x: Tensor) -> Any:
         """Logits of a batch."""
@@ -82,7 +94,7 @@ def openvino_nncf(model: nn.Module, images: Images) -> OpenVino:
     logging.getLogger("nncf").setLevel(logging.ERROR)
     shown = [x.contiguous().numpy() for x, _ in batches(images, batch_size=1)]
     graph = float_to_onnx(model, shown[0].shape[1:]).SerializeToString()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stdout(StringIO()):  # it draws progress bars
         warnings.simplefilter("ignore")
         exact = openvino.Core().read_model(graph)
         return OpenVino(nncf.quantize(exact, nncf.Dataset(shown), subset_size=len(shown)))
