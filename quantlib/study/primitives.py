@@ -26,7 +26,7 @@ SIDES = {"cached": "1024", "made_anew": "0"}
 
 
 def with_and_without_cache(turns: int = 1, network: bool = True) -> dict[str, dict[str, list[float]]]:
-    """CPU seconds a call at batch 1 on one thread, "layer" (and "network"): side -> what -> one number a turn.
+    """CPU seconds a call at batch 1, one thread, "layer" and "network": side -> what -> one number a turn.
 
     The layer is a 3x3 int8 convolution, 128 channels, 16x16; the network the mixed ResNet-50, random weights.
     Introduced in notebook 18.
