@@ -1,4 +1,4 @@
-"""Low rank: a convolution becomes two or three thinner ones, by SVD or by Tucker-2.
+"""Low rank: a filter bank as two or three thinner ones, by SVD or by Tucker-2.
 
 The filters of a layer resemble each other. Seen as a matrix or a tensor, they are close to one of low
 rank, and a product of thin factors needs fewer parameters and fewer multiplications than the whole.
@@ -6,21 +6,12 @@ rank, and a product of thin factors needs fewer parameters and fewer multiplicat
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quantlib.errors import ConfigError
-
-
-class Plan(NamedTuple):
-    """How one layer is factorized: a name of METHODS and the rank, for tucker2 the pair (out, in)."""
-
-    method: str
-    rank: int | tuple[int, int]
 
 
 def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -68,28 +59,13 @@ def spatial_matrix(weight: Tensor) -> Tensor:
     return weight.permute(1, 2, 0, 3).reshape(inputs * height, out * width)
 
 
-def channel_factors(weight: Tensor, rank: int, moment: Tensor | None = None) -> list[Tensor]:
+def channel_factors(weight: Tensor, rank: int) -> list[Tensor]:
     """A k x k convolution to `rank` channels, then 1 x 1: (rank, in, kh, kw), (out, rank, 1, 1).
 
-    With `moment` = E[u u^T] of the windows u that the filters see, (in kh kw, in kh kw), the error of the
-    outputs is least, not that of the weights: E|(W - L R) u|^2 = |(W - L R) moment^(1/2)|_F^2. Exact at full
-    rank. Source: Denton et al. 2014; with a moment Zhang et al. 2016. Introduced in notebook 17.
+    Exact at full rank. Source: Denton et al. 2014. Introduced in notebook 17.
     """
-    matrix = channel_matrix(weight)
-    if moment is None:
-        left, right = truncated_svd(matrix, rank)
-    else:
-        root, inverse = _roots(moment)
-        left, right = truncated_svd(matrix.double() @ root, rank)
-        left, right = left.to(weight.dtype), (right @ inverse).to(weight.dtype)
+    left, right = truncated_svd(channel_matrix(weight), rank)
     return [right.view(rank, *weight.shape[1:]), left[:, :, None, None]]
-
-
-def _roots(moment: Tensor) -> tuple[Tensor, Tensor]:
-    """A symmetric square root and its inverse; directions hardly seen count as seen a little."""
-    values, vectors = torch.linalg.eigh(moment.double())
-    roots = values.clamp(min=1e-6 * float(values.mean())).sqrt()
-    return (vectors * roots) @ vectors.t(), (vectors / roots) @ vectors.t()
 
 
 def spatial_factors(weight: Tensor, rank: int) -> list[Tensor]:
@@ -104,7 +80,7 @@ def spatial_factors(weight: Tensor, rank: int) -> list[Tensor]:
     return [first, second]
 
 
-def tucker2_factors(weight: Tensor, ranks: tuple[int, int], sweeps: int = 10) -> list[Tensor]:
+def tucker2_factors(weight: Tensor, ranks: tuple[int, int], sweeps: int = 4) -> list[Tensor]:
     """1 x 1 down, k x k between few channels, 1 x 1 up: (r_in, in, 1, 1), core, (out, r_out, 1, 1).
 
         weight ~ core x_out A x_in B, with orthonormal A (out, r_out), B (in, r_in), core = weight x A^T x B^T
@@ -145,68 +121,105 @@ METHODS: dict[str, Callable[..., list[Tensor]]] = {
 """How a filter bank is split; each gives the weights of the convolutions that follow each other."""
 
 
-def factorized(conv: nn.Conv2d, plan: Plan, moment: Tensor | None = None) -> nn.Sequential:
-    """The convolutions that replace one: nn.Sequential, bias on the last, stride where its window is.
+def composed(factors: Sequence[Tensor]) -> Tensor:
+    """The one filter bank (out, in, kh, kw) that does what the factors do one after the other.
 
-    `moment` is for the method "channel", see `channel_factors`. Raises ConfigError for an unknown method, a
-    rank that the layer does not have, or a convolution with groups or a padding other than zeros.
+    On each axis of the window only one factor may be longer than 1. Introduced in notebook 17.
+    """
+    whole = factors[0]
+    for factor in factors[1:]:
+        whole = torch.einsum("orab,ricd->oiacbd", factor, whole)
+        whole = whole.flatten(4, 5).flatten(2, 3)
+    return whole
+
+
+def aware_factors(
+    weight: Tensor, method: str, rank: int | tuple[int, int], moment: Tensor, influence: Tensor | None = None
+) -> list[Tensor]:
+    """Factors whose outputs, not whose weights, come near the layer's own, on the inputs that it sees.
+
+    moment = E[u u^T] of the windows u that the filters multiply, (in kh kw, in kh kw); influence (out,): what
+    a unit of squared error in an output channel costs, all the same when not given. The error is then
+
+        E sum_o influence_o ((W - W') u)_o^2 = tr(diag(influence) (W - W') moment (W - W')^T)
+
+    Method "channel" is its exact minimum: the outputs W u projected on their principal directions. The others
+    factorize W x_in C^(1/2), C the inputs' (in, in) moment, undo the root in the first factor, and fit the
+    last factor by least squares. Exact at full rank. Source: Zhang et al. 2016 (channel). Notebook 17.
+    """
+    scale = torch.ones_like(weight[:, :1, :1, :1])
+    if influence is not None:  # a channel that nothing depends on still gets a little
+        scale = influence.clamp(min=1e-6 * float(influence.mean()) + 1e-30).sqrt().view(-1, 1, 1, 1)
+    seen = weight * scale
+    if method == "channel":
+        first, last = _principal(seen, int(rank), moment)  # type: ignore[arg-type]
+        return [first, last / scale]
+    root, inverse = _roots(_channel_moment(moment, weight.shape[1]))
+    parts = METHODS[method](torch.einsum("oikl,ij->ojkl", seen, root), rank)
+    parts[0] = torch.einsum("rikl,ij->rjkl", parts[0], inverse).contiguous()
+    parts[-1] = parts[-1] / scale
+    return refitted(parts, weight, moment)
+
+
+def output_error(change: Tensor, moment: Tensor, influence: Tensor | None = None) -> float:
+    """tr(diag(influence) C moment C^T) of a change C of the filters, see `aware_factors`."""
+    rows = change.detach().flatten(1)
+    squares = ((rows @ moment) * rows).sum(1).clamp(min=0)
+    return float((squares if influence is None else squares * influence).double().sum())
+
+
+def principal_outputs(weight: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
+    """Power of the outputs W u along their principal directions, falling; and the directions, as columns.
+
+    The eigenvectors of E[y y^T] = W moment W^T; (min(out, in kh kw),), (out, as many). Notebook 17.
+    """
+    matrix = channel_matrix(weight)
+    if matrix.shape[0] <= matrix.shape[1]:
+        values, vectors = torch.linalg.eigh((matrix @ moment @ matrix.t()).double())
+        return values.flip(0).clamp(min=0), vectors.flip(1)
+    u, s, _ = torch.linalg.svd(matrix.double() @ _roots(moment)[0].double(), full_matrices=False)
+    return s.square(), u
+
+
+def _principal(weight: Tensor, rank: int, moment: Tensor) -> list[Tensor]:
+    """W ~ U_r U_r^T W, its middle channels scaled so that both factors carry half of their power."""
+    matrix = channel_matrix(weight)
+    check_rank(rank, min(matrix.shape))
+    values, vectors = principal_outputs(weight, moment)
+    u = vectors[:, :rank].to(weight.dtype)
+    right = u.t() @ matrix
+    split = right.norm(dim=1, keepdim=True).clamp(min=1e-12).sqrt()
+    return [(right / split).view(rank, *weight.shape[1:]), (u * split.t())[:, :, None, None]]
+
+
+def _channel_moment(moment: Tensor, inputs: int) -> Tensor:
+    """E[x x^T] of the input channels, summed over the places of the window: (in, in)."""
+    window = len(moment) // inputs
+    return torch.einsum("ikjk->ij", moment.view(inputs, window, inputs, window))
+
+
+def _roots(moment: Tensor) -> tuple[Tensor, Tensor]:
+    """A symmetric square root and its inverse; directions hardly seen count as seen a little."""
+    values, vectors = torch.linalg.eigh(moment.double())
+    roots = values.clamp(min=1e-6 * float(values.mean()) + 1e-30).sqrt()
+    pair = ((vectors * roots) @ vectors.t(), (vectors / roots) @ vectors.t())
+    return pair[0].to(moment.dtype), pair[1].to(moment.dtype)
+
+
+def refitted(factors: Sequence[Tensor], weight: Tensor, moment: Tensor) -> list[Tensor]:
+    """The factors, the last one corrected so that the outputs on windows of this moment err least.
+
+        last += R moment P^T (P moment P^T + ridge)^-1,  R = W - W' what is missing, P the factors before
+
+    P u is what the last factor sees of a window u. The ridge leaves directions alone that it never sees.
     Introduced in notebook 17.
     """
-    if plan.method not in METHODS:
-        raise ConfigError(f"there is no method {plan.method!r}; choose one of {', '.join(METHODS)}.")
-    if conv.groups != 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-        raise ConfigError("only convolutions without groups, padded with zeros by numbers, are factorized.")
-    known = {"moment": moment} if moment is not None and plan.method == "channel" else {}
-    weights = METHODS[plan.method](conv.weight.detach(), plan.rank, **known)
-    # On each axis one factor strides, pads and dilates for all: the first that sees the whole window there.
-    owners = [
-        next(place for place, weight in enumerate(weights) if weight.shape[axis] == conv.weight.shape[axis])
-        for axis in (2, 3)
-    ]
-    layers = [
-        _part(conv, weight, [owner == place for owner in owners]) for place, weight in enumerate(weights)
-    ]
-    if conv.bias is not None:
-        layers[-1].bias = nn.Parameter(conv.bias.detach().clone())
-    return nn.Sequential(*layers)
-
-
-def _part(conv: nn.Conv2d, weight: Tensor, owns: list[bool]) -> nn.Conv2d:
-    """One factor as a convolution; on the axes that it owns it moves as the original does."""
-    out, inputs, height, width = weight.shape
-    like: dict[str, Any] = {
-        name: tuple(value if own else rest for value, own in zip(getattr(conv, name), owns, strict=True))
-        for name, rest in (("stride", 1), ("padding", 0), ("dilation", 1))
-    }
-    made = nn.Conv2d(inputs, out, (height, width), bias=False, **like).to(weight.device)
-    made.weight = nn.Parameter(weight.clone().contiguous(memory_format=torch.channels_last))
-    return made
-
-
-def find_convolution(model: nn.Module, name: str) -> nn.Conv2d | None:
-    """The convolution of that name; None where there is nothing, or something else."""
-    found = dict(model.named_modules(remove_duplicate=False)).get(name)
-    return found if isinstance(found, nn.Conv2d) else None
-
-
-def factorize(
-    model: nn.Module, plans: Mapping[str, Plan], moments: Mapping[str, Tensor] | None = None
-) -> nn.Module:
-    """A copy of `model` with the named convolutions factorized; all else is as it was.
-
-    `moments`: what `second_moments` found, by layer, for the method "channel". Any module tree of nn.Conv2d
-    will do. Raises ConfigError, naming the layer, for a name that is not a convolution or a plan that it does
-    not allow. Introduced in notebook 17.
-    """
-    result = copy.deepcopy(model)
-    for name, plan in plans.items():
-        conv = find_convolution(result, name)
-        if conv is None:
-            raise ConfigError(f"{name!r} is not a convolution of this model.")
-        try:
-            new = factorized(conv, plan, (moments or {}).get(name))
-        except ConfigError as error:
-            raise ConfigError(f"Layer {name!r}: {error}") from None
-        parent, _, last = name.rpartition(".")
-        setattr(result.get_submodule(parent), last, new.train(conv.training))
-    return result
+    before, last = composed(factors[:-1]), factors[-1]
+    high, wide = (torch.eye(side, dtype=before.dtype) for side in last.shape[2:])
+    paths = torch.einsum("ricd,xa,yb->rxyiacbd", before, high, wide).flatten(3).flatten(0, 2)
+    missing = (weight - composed(factors)).flatten(1)
+    seen = paths @ moment
+    gram = (seen @ paths.t()).double()
+    gram.diagonal().add_(1e-6 * float(gram.diagonal().mean()) + 1e-30)
+    step = torch.linalg.solve(gram, (seen @ missing.t()).double()).t()
+    return [*factors[:-1], last + step.to(last.dtype).view_as(last)]

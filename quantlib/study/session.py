@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from quantlib.errors import StudyError
+from quantlib.errors import CheckpointError, StudyError
 from quantlib.study import results, setup
 from quantlib.study.manifest import course
 from quantlib.subject import checkpoints, data
@@ -21,6 +21,7 @@ from quantlib.subject.evaluation import Evaluation
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Load = Callable[[str], torch.nn.Module]
 VERDICTS = ("holds", "holds with limits", "fails")
 
 
@@ -82,9 +83,12 @@ class Session:
         print(f"{split}: {len(chosen):,} of {len(every):,} images ({every.source} CIFAR-10)")
         return chosen
 
-    def model(self, name: str = "resnet50") -> torch.nn.Module:
-        """The trained model of that name on the session's device, announced in one line."""
-        model = checkpoints.load_checkpoint(name).to(self.device)
+    def model(self, name: str = "resnet50", load: Load | None = None) -> torch.nn.Module:
+        """The trained model of that name on the session's device, announced in one line.
+
+        `load`: how, where `load_checkpoint` cannot know the network (`load_factorized`).
+        """
+        model = (load or checkpoints.load_checkpoint)(name).to(self.device)
         info = setup.checkpoint(name)
         self._checkpoints[name] = digest = str(info["sha256"])
         count = sum(parameter.numel() for parameter in model.parameters())
@@ -92,6 +96,15 @@ class Session:
         if info.get("status"):
             print(f"{name} is a {info['status']}")
         return model
+
+    def model_if_there(self, name: str, load: Load | None = None) -> torch.nn.Module | None:
+        """`model`, or None and one sentence where it has not been trained yet."""
+        try:
+            setup.checkpoint(name)
+        except CheckpointError:
+            print(f"checkpoints/{name} is not recorded yet.")
+            return None
+        return self.model(name, load)
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:

@@ -53,15 +53,16 @@ def checkpoint_info(name: str, root: Path | None = None) -> dict[str, Any]:
     return index[name]
 
 
-def load_checkpoint(name: str, root: Path | None = None) -> nn.Module:
+def load_checkpoint(name: str, root: Path | None = None, network: nn.Module | None = None) -> nn.Module:
     """Load a trained network by its name in checkpoints/index.json, in eval mode, float32, channels-last.
 
-    `resnet50` is short for `resnet50_cifar10`. The file is checked against its sha256 first.
+    `resnet50` is short for `resnet50_cifar10`, and so for all. The file is checked against its sha256 first.
+    `network` takes up the weights where the model that the index names was changed before it was trained on.
     Raises CheckpointError when it is missing, truncated, altered or of another architecture.
     Introduced in notebook 01.
     """
     folder = root or ROOT
-    name = f"{name}_cifar10" if name in MODELS else name
+    name = name if name in _index(folder) else f"{name.removesuffix('_cifar10')}_cifar10"
     info = checkpoint_info(name, folder)
     path = folder / info["file"]
     if not path.exists():
@@ -70,12 +71,12 @@ def load_checkpoint(name: str, root: Path | None = None) -> nn.Module:
         )
     if sha256(path) != info["sha256"]:
         raise CheckpointError(f"{path} is damaged: its sha256 differs from index.json; restore it from git")
-    return load_weights(path, info["model"])
+    return load_weights(path, info["model"], network)
 
 
-def load_weights(path: Path, model_name: str) -> nn.Module:
-    """Load a safetensors file into a fresh network of `model_name`; the file may be in half precision."""
-    model = build(model_name)
+def load_weights(path: Path, model_name: str, network: nn.Module | None = None) -> nn.Module:
+    """Load a safetensors file, which may be in half precision, into `network` or a fresh `model_name`."""
+    model = network or build(model_name)
     try:
         state = load_file(path)
         model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})

@@ -1,5 +1,6 @@
 """Accuracy with its interval, and the paired comparison of two settings on the same images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb, sqrt
 
@@ -135,3 +136,43 @@ def compare(a: Evaluation, b: Evaluation, resamples: int = 10_000, seed: int = 0
     changed = int((a.predictions != b.predictions).sum())
     drop = 100 * (only_a - only_b) / a.n
     return Comparison(drop, float(low), float(high), a.n, changed, only_a, only_b, mcnemar(only_a, only_b))
+
+
+@dataclass(frozen=True)
+class SeedsComparison:
+    """Two methods over several seeds on the same images; `drop` is the mean of a - b in percentage points.
+
+    low, high: 95 % interval; n: images; drops: of each seed. Introduced in notebook 12.
+    """
+
+    drop: float
+    low: float
+    high: float
+    n: int
+    drops: tuple[float, ...]
+
+    def __str__(self) -> str:
+        return f"drop {self.drop:+.2f} points [{self.low:+.2f}, {self.high:+.2f}], {len(self.drops)} seeds"
+
+
+def compare_seeds(a: Sequence[Evaluation], b: Sequence[Evaluation]) -> SeedsComparison:
+    """Compare two methods that were each trained with the same seeds, seed by seed and image by image.
+
+        half = z sqrt(var_images / n + var_seeds / k)
+
+    var_images: of an image's score, averaged over the k seeds; var_seeds: of the seeds' drops (0 for one
+    seed). Each counts a part of the other, so the interval errs on the wide side. Raises ConfigError when the
+    two are not of the same images and seeds. Introduced in notebook 12.
+    """
+    pairs = list(zip(a, b, strict=False))
+    if len(a) != len(b) or not pairs or any(not np.array_equal(x.labels, y.labels) for x, y in pairs):
+        raise ConfigError("compare the same seeds on the same images: one evaluation of each for every seed")
+    right_a, right_b = (
+        np.array([each.predictions == each.labels for each in side], float) for side in (a, b)
+    )
+    scores = right_a - right_b
+    drops = 100 * scores.mean(1)
+    spread = drops.var(ddof=1) / len(drops) if len(drops) > 1 else 0.0
+    half = Z95 * sqrt(1e4 * scores.mean(0).var(ddof=1) / scores.shape[1] + spread)
+    middle = float(drops.mean())
+    return SeedsComparison(middle, middle - half, middle + half, scores.shape[1], tuple(drops.tolist()))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from quantlib.errors import TrainingError
 from quantlib.subject import data
@@ -31,7 +32,7 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 1
 
 
 @torch.no_grad()
-def confidences(model: torch.nn.Module, images: Images) -> np.ndarray:
+def confidences(model: nn.Module, images: Images) -> np.ndarray:
     """Return the largest softmax probability of each image."""
     return torch.cat([model(x).softmax(1).amax(1) for x, _ in data.batches(images, 250)]).numpy()
 
@@ -42,9 +43,9 @@ def per_class(result: Evaluation) -> dict[str, float]:
     return {name: round(100 * float(right[result.labels == i].mean()), 2) for i, name in enumerate(CLASSES)}
 
 
-def metrics(name: str, root: str | None) -> dict[str, Any]:
+def metrics(name: str, root: str | None, network: nn.Module | None = None) -> dict[str, Any]:
     """Measure the shipped file on the validation split and, last and once, on the test images."""
-    model = load_checkpoint(name)
+    model = load_checkpoint(name, network=network)
     validation = evaluate(model, data.load("validation", "full", root))
     images = data.load("test", "full", root)
     test = evaluate(model, images)
@@ -60,7 +61,7 @@ def metrics(name: str, root: str | None) -> dict[str, Any]:
 
 CARD = """# {name}
 
-{model} for CIFAR-10, trained from scratch by `python -m quantlib.subject.training --recipe {recipe}`.
+{model} for CIFAR-10, {origin}.
 
 | | |
 |---|---|
@@ -78,23 +79,30 @@ Measured from this file. Test data md5 {data_md5}.
 """
 
 
-def publish(recipe: Recipe, folder: Path, root: str | None = None) -> Path:
+def publish(
+    recipe: Recipe, folder: Path, root: str | None = None,
+    network: nn.Module | None = None, about: dict[str, Any] | None = None, notebook: str = "01",
+) -> Path:  # fmt: skip
     """Write checkpoints/NAME.safetensors, its index entry and card, and the training log into results/.
 
-    Raises TrainingError when the run has not finished an epoch yet.
+    `network`: one that takes up the weights, where the recipe's model was changed before training; `about`:
+    more for its index entry, `origin` also for the card; `notebook`: the one that records the log. Raises
+    TrainingError when the run has not finished an epoch yet.
     """
     best = folder / "best.pt"
     if not best.exists():
         raise TrainingError(f"{best} is missing: finish at least one epoch before publishing")
-    model = build(recipe.model)
+    model = network or build(recipe.model)
     model.load_state_dict(torch.load(best, map_location="cpu", weights_only=True))
     name = f"{recipe.name}_cifar10"
     state = torch.load(folder / "state.pt", map_location="cpu", weights_only=False)
     facts = {"model": recipe.model, "recipe": asdict(recipe), "hours": round(state["seconds"] / 3600, 2)}
+    facts["origin"] = f"trained from scratch by `python -m quantlib.subject.training --recipe {recipe.name}`"
+    facts |= about or {}
     save_checkpoint(model, name, facts)
-    facts["metrics"] = metrics(name, root)
+    facts["metrics"] = metrics(name, root, network)
     save_checkpoint(model, name, facts)
-    shutil.copy(folder / "log.csv", ROOT.parent / "results" / f"01_training_log_{recipe.name}.csv")
+    shutil.copy(folder / "log.csv", ROOT.parent / "results" / f"{notebook}_training_log_{recipe.name}.csv")
     card = ROOT / f"{name}.md"
     card.write_text(card_text(recipe, name, facts))
     return card
@@ -108,5 +116,6 @@ def card_text(recipe: Recipe, name: str, facts: dict[str, Any]) -> str:
     return CARD.format(
         name=name, model=recipe.model, recipe=recipe.name, hours=facts["hours"], cpu=computer["cpu"],
         bytes=info["bytes"], sha256=info["sha256"], date=date.today(), torch=torch.__version__,
-        python=platform.python_version(), seed=recipe.seed, classes=classes, **measured,
+        python=platform.python_version(), seed=recipe.seed, classes=classes, origin=facts["origin"],
+        **measured,
     )  # fmt: skip

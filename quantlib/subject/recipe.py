@@ -4,6 +4,7 @@ import math
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from quantlib.errors import ConfigError
 
@@ -65,16 +66,25 @@ def load_recipe(name_or_path: str) -> Recipe:
 
     Raises ConfigError for a recipe that does not exist or a setting that is not known.
     """
+    return recipe_of(*read_settings(name_or_path))
+
+
+def read_settings(name_or_path: str) -> tuple[str, dict[str, Any]]:
+    """The name of a recipe and what its file says; for recipes that hold more than a Recipe does."""
     path = Path(name_or_path) if name_or_path.endswith(".toml") else RECIPES / f"{name_or_path}.toml"
     if not path.exists():
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
         raise ConfigError(f"there is no recipe {name_or_path!r}; choose one of {known}, or name a .toml file")
     try:
-        settings = tomllib.loads(path.read_text())
+        return path.stem, tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def recipe_of(name: str, settings: dict[str, Any]) -> Recipe:
+    """The Recipe of these settings; ConfigError for one that is not known."""
     unknown = set(settings) - {field.name for field in fields(Recipe)}
     if unknown:
-        raise ConfigError(f"{path.name} has settings that are not known: {', '.join(sorted(unknown))}")
-    settings["stages"] = tuple((int(count), int(side)) for count, side in settings["stages"])
-    return Recipe(name=path.stem, **settings)
+        raise ConfigError(f"{name}.toml has settings that are not known: {', '.join(sorted(unknown))}")
+    stages = tuple((int(count), int(side)) for count, side in settings["stages"])
+    return Recipe(name=name, **{**settings, "stages": stages})

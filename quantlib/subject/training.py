@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -79,6 +80,7 @@ class Trainer:
         if not self.steps_per_epoch:
             raise TrainingError(f"{len(self.labels)} images are fewer than one batch of {recipe.batch_size}")
         self.step, self.seconds, self.best, self.stop = 0, 0.0, -1.0, False
+        self.chosen = torch.empty(0, dtype=torch.long)  # places of the last batch among the training images
         folder.mkdir(parents=True, exist_ok=True)
         self.log = TrainingLog(folder / "log.csv")
         load_state(self)
@@ -96,9 +98,8 @@ class Trainer:
         epoch, place = divmod(step, self.steps_per_epoch)
         size, seed = self.recipe.batch_size, self.recipe.seed
         order = np.random.default_rng([seed, epoch]).permutation(len(self.labels))
-        chosen = torch.from_numpy(order[place * size : (place + 1) * size][self.rank :: self.world]).to(
-            self.device
-        )
+        share = order[place * size : (place + 1) * size][self.rank :: self.world]
+        self.chosen = chosen = torch.from_numpy(share).to(self.device)
         x = data.normalize(self.pixels[chosen])
         x = augment(
             x, np.random.default_rng([seed, epoch, place, self.rank]), self.recipe.crop, self.recipe.cutout
@@ -154,13 +155,18 @@ class Trainer:
 
     def run(self) -> None:
         """Train to the end of the recipe, saving the state on the way and when interrupted."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.request_stop)
-        while self.step < self.total_steps:
-            epoch = self.step // self.steps_per_epoch
-            loss = self.train_epoch()
-            if self.rank == 0:
-                self.finish_epoch(epoch, loss)
+        before = {
+            number: signal.signal(number, self.request_stop) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            while self.step < self.total_steps:
+                epoch = self.step // self.steps_per_epoch
+                loss = self.train_epoch()
+                if self.rank == 0:
+                    self.finish_epoch(epoch, loss)
+        finally:
+            for number, handler in before.items():  # a notebook's interrupts are its own again
+                signal.signal(number, handler)
 
     def request_stop(self, *_: object) -> None:
         """Ask the loop to stop after the step in hand: half a step must never be saved."""
@@ -204,9 +210,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def train(options: argparse.Namespace) -> None:
-    """Run one recipe to its end and publish the checkpoint."""
-    recipe = load_recipe(options.recipe)
+def trainer_of(options: argparse.Namespace, recipe: Recipe, hooks: Hooks | None = None) -> Trainer:
+    """The trainer of a command line, on all training images; it goes on where an earlier one stopped."""
     # Hours of work: `make clean` and a new clone must not take them along.
     folder = options.folder or cache_folder() / "training" / recipe.name
     torch.set_num_threads(options.threads)
@@ -219,23 +224,29 @@ def train(options: argparse.Namespace) -> None:
         data.load(split, source="full", root=options.data) for split in ("train", "validation")
     )
     trainer = Trainer(
-        recipe, images, held_out, folder, device=options.device,
+        recipe, images, held_out, folder, hooks=hooks, device=options.device,
         compile_model=not options.no_compile, save_seconds=options.save_seconds,
     )  # fmt: skip
     print(
         f"{recipe.name}: {trainer.total_steps} steps, from step {trainer.step}; state in {folder}", flush=True
     )
+    return trainer
+
+
+def train(options: argparse.Namespace) -> None:
+    """Run one recipe to its end and publish the checkpoint."""
+    trainer = trainer_of(options, load_recipe(options.recipe))
     trainer.run()
     if trainer.rank == 0 and not options.no_publish:
         from quantlib.subject.publish import publish
 
-        publish(recipe, folder, root=options.data)
+        publish(trainer.recipe, trainer.folder, root=options.data)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; the exit status is 0, 1 after an error, 130 after Ctrl-C."""
+def main(argv: list[str] | None = None, run: Callable[[argparse.Namespace], None] = train) -> int:
+    """Run a command line; the exit status is 0, 1 after an error, 130 after Ctrl-C."""
     try:
-        train(arguments(argv))
+        run(arguments(argv))
     except KeyboardInterrupt:
         print("\nstopped; the state is saved, and the same command goes on from there")
         return 130

@@ -7,10 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from quantlib.compression.factorized import Plan, factor_shapes, factorize, factorized, skeleton_of
 from quantlib.compression.lowrank import (
-    Plan,
-    factorize,
-    factorized,
+    METHODS,
+    aware_factors,
+    composed,
+    output_error,
     rank_by_energy,
     truncated_svd,
     tucker2_factors,
@@ -159,3 +161,84 @@ def test_refusals_name_the_layer_and_what_it_allows(name, plan, words):
 def test_energy_out_of_range(energy):
     with pytest.raises(ConfigError, match="give a share"):
         rank_by_energy(torch.eye(3), energy)
+
+
+def seen_by(layer, n=6):
+    """Inputs whose channels differ in power and depend on each other, and the moment of all their windows."""
+    torch.manual_seed(3)
+    mixing = torch.randn(6, 6) * torch.logspace(-1, 1, 6)
+    x = torch.einsum("ij,njhw->nihw", mixing, torch.randn(n, 6, 8, 8))
+    windows = nn.functional.unfold(x, layer.kernel_size, padding=layer.padding).transpose(1, 2).flatten(0, 1)
+    return x, windows.t() @ windows / len(windows)
+
+
+@pytest.mark.parametrize("method, rank", [("channel", 3), ("spatial", 5), ("tucker2", (4, 3))])
+def test_composed_filters_do_what_the_factors_do(method, rank):
+    layer = conv()
+    parts = METHODS[method](layer.weight.detach(), rank)
+    x = torch.randn(2, 6, 9, 9)
+    whole = nn.functional.conv2d(x, composed(parts), layer.bias, padding=1)
+    torch.testing.assert_close(factorized(layer, Plan(method, rank))(x), whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method, rank", [("channel", 3), ("spatial", 5), ("tucker2", (4, 3))])
+def test_outputs_err_less_when_the_inputs_are_known(method, rank):
+    layer = conv()
+    x, moment = seen_by(layer)
+    plain, aware = (factorized(layer, Plan(method, rank), m) for m in (None, moment))
+    errors = [(split(x) - layer(x)).square().mean((0, 2, 3)).sum().item() for split in (plain, aware)]
+    assert errors[1] < 0.8 * errors[0]
+    change = layer.weight - composed([part.weight for part in aware])
+    assert output_error(change, moment) == pytest.approx(errors[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("method, rank", [("channel", 8), ("spatial", 18), ("tucker2", (8, 6))])
+def test_full_rank_is_exact_whatever_was_seen(method, rank):
+    layer = conv()
+    moment = seen_by(layer)[1]
+    moment.view(6, 9, 6, 9)[2] = 0
+    moment.view(6, 9, 6, 9)[:, :, 2] = 0  # a channel that never fired
+    influence = torch.tensor([0.0, 1, 2, 3, 4, 5, 6, 1e4])
+    same = factorized(layer, Plan(method, rank), moment, influence)
+    x = torch.randn(2, 6, 9, 9)
+    torch.testing.assert_close(same(x), layer(x), rtol=1e-3, atol=2e-3)
+
+
+def test_weighted_channel_factors_are_eckart_and_young_in_the_weighted_norm():
+    layer = conv()
+    moment, influence = seen_by(layer)[1], torch.rand(8) + 0.1
+    parts = aware_factors(layer.weight.detach(), "channel", 3, moment, influence)
+    error = output_error(layer.weight.detach() - composed(parts), moment, influence)
+    root = np.linalg.cholesky(moment.double().numpy() + 1e-9 * np.eye(54))
+    weighted = np.sqrt(influence.numpy())[:, None] * layer.weight.detach().flatten(1).numpy() @ root
+    assert error == pytest.approx((np.linalg.svd(weighted, compute_uv=False)[3:] ** 2).sum(), rel=1e-3)
+
+
+@pytest.mark.parametrize("method, rank", [("spatial", 5), ("tucker2", (4, 3))])
+def test_no_other_last_factor_errs_less(method, rank):
+    layer = conv()
+    moment = seen_by(layer)[1]
+    weight = layer.weight.detach()
+    parts = aware_factors(weight, method, rank, moment)
+    best = output_error(weight - composed(parts), moment)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        for size in (1e-2, 1e-1):
+            other = parts[-1] + size * parts[-1].norm() / parts[-1].numel() ** 0.5 * torch.randn_like(
+                parts[-1]
+            )
+            assert output_error(weight - composed([*parts[:-1], other]), moment) > best
+
+
+def test_a_skeleton_has_the_same_shape_and_takes_the_weights():
+    torch.manual_seed(0)
+    model = build("resnet20").eval()
+    plans = {"layer1.0.conv1": Plan("tucker2", (8, 4)), "layer2.0.downsample.0": Plan("channel", 5),
+             "layer3.0.conv1": Plan("spatial", 7)}  # fmt: skip
+    made, empty = factorize(model, plans), skeleton_of(model, plans)
+    empty.load_state_dict(made.state_dict())
+    x = torch.randn(1, 3, 32, 32)
+    assert torch.equal(empty(x), made(x))
+    for name, plan in plans.items():
+        shapes = [tuple(part.weight.shape) for part in made.get_submodule(name)]
+        assert shapes == factor_shapes(model.get_submodule(name), plan)

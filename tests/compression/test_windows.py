@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from quantlib.compression.lowrank import Plan, factorize, factorized
+from quantlib.compression.factorized import Plan, factorize, factorized
 from quantlib.compression.windows import second_moments
 from quantlib.errors import ConfigError
 

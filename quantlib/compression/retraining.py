@@ -1,0 +1,198 @@
+"""Masked retraining: the weights that are left learn to do without those that are gone.
+
+python -m quantlib.compression.retraining --recipe resnet50_pruned90
+"""
+
+import argparse
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from quantlib.compression.pruning import (
+    Masks,
+    Schedule,
+    apply_masks,
+    magnitude_masks,
+    masks_of,
+    sparsity_of,
+)
+from quantlib.errors import ConfigError
+from quantlib.subject import training
+from quantlib.subject.checkpoints import checkpoint_info
+from quantlib.subject.data import Images
+from quantlib.subject.hooks import Hooks
+from quantlib.subject.models import build
+from quantlib.subject.publish import publish
+from quantlib.subject.recipe import Recipe, read_settings, recipe_of
+from quantlib.subject.training import Trainer
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """The [pruning] table of a recipe: how sparse, in which way, and how often the masks are made anew.
+
+    kind, final, initial, rounds, until: see Schedule; scope: see magnitude_masks; every: steps between two
+    looks at a gradual schedule. Introduced in notebook 11.
+    """
+
+    final: float
+    kind: str = "gradual"
+    initial: float = 0.0
+    rounds: int = 1
+    until: float = 0.7
+    scope: str = "global"
+    every: int = 50
+
+    @property
+    def schedule(self) -> Schedule:
+        """The sparsity over the progress of the training."""
+        return Schedule(self.final, self.kind, self.initial, self.rounds, self.until)
+
+
+class MaskedRetraining(Hooks):
+    """Holds dropped weights at zero while a trainer trains, and drops more as the schedule asks.
+
+    Before a step the gradients of dropped weights are set to zero, so that no momentum gathers behind the
+    masks and Muon does not see them; after the step the weights are. The averaged weights follow, and the
+    best epoch is looked for anew whenever the network gets sparser. `masks` without `pruning`: these, for
+    good. Introduced in notebook 11.
+    """
+
+    def __init__(self, pruning: Pruning | None = None, masks: Masks | None = None) -> None:
+        self.pruning, self.masks = pruning, dict(masks or {})
+        self.asked = -1.0  # the sparsity of the last cut
+
+    @property
+    def sparsity(self) -> float:
+        """The share of dropped weights; 0 before the first masks."""
+        return sparsity_of(self.masks) if self.masks else 0.0
+
+    def begin(self, trainer: Trainer) -> None:
+        """Prune before the first forward pass; does nothing for a run that goes on."""
+        if trainer.step == 0:
+            self._hold(trainer)
+            self._cut(trainer)
+
+    def before_step(self, trainer: Trainer) -> None:
+        """Silence the gradients of dropped weights."""
+        weights = dict(trainer.model.named_parameters())
+        for name, mask in self.masks.items():
+            gradient = weights[name].grad
+            if gradient is not None:
+                gradient.masked_fill_(~mask.to(gradient.device), 0.0)
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Set dropped weights to zero, whatever the optimizer has made of them; drop more when it is time."""
+        apply_masks(trainer.model, self.masks)
+        if self.pruning is not None:
+            arrived = self._progress(trainer) >= self.pruning.until
+            if arrived or (trainer.step + 1) % self.pruning.every == 0:
+                self._cut(trainer)
+
+    def _progress(self, trainer: Trainer) -> float:
+        """The share of all steps that is done when the step in hand is."""
+        return (trainer.step + 1) / trainer.total_steps
+
+    def _cut(self, trainer: Trainer) -> None:
+        """New masks within the old ones, if the schedule asks for a sparser network than the last one."""
+        if self.pruning is None or self.pruning.schedule(self._progress(trainer)) <= self.asked:
+            return
+        self.asked = self.pruning.schedule(self._progress(trainer))
+        found = magnitude_masks(trainer.model, self.asked, self.pruning.scope, self.masks)
+        self.masks = {name: mask.to(trainer.device) for name, mask in found.items()}
+        self._hold(trainer)
+        trainer.best = -1.0  # an epoch of a denser network must not win
+
+    def _hold(self, trainer: Trainer) -> None:
+        apply_masks(trainer.model, self.masks)
+        apply_masks(trainer.average.model, self.masks)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The masks, and what was asked for last."""
+        return {"masks": self.masks, "asked": self.asked}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The masks as they were; a state without any leaves them as they are."""
+        self.masks, self.asked = state.get("masks", self.masks), state.get("asked", self.asked)
+
+
+def load_pruning_recipe(name_or_path: str) -> tuple[Recipe, Pruning]:
+    """A recipe with its [pruning] table. ConfigError when it has none, or a setting that is not known.
+
+    Introduced in notebook 11.
+    """
+    name, settings = read_settings(name_or_path)
+    if "pruning" not in settings:
+        raise ConfigError(f"{name}.toml has no [pruning] table; quantlib.subject.training trains it.")
+    own = settings.pop("pruning")
+    unknown = set(own) - set(Pruning.__dataclass_fields__)
+    if unknown:
+        raise ConfigError(f"[pruning] of {name}.toml has unknown settings: {', '.join(sorted(unknown))}")
+    pruning = Pruning(**own)
+    pruning.schedule  # noqa: B018  (a schedule that cannot be is refused before any work is done)
+    return recipe_of(name, settings), pruning
+
+
+def retrain(
+    recipe: Recipe, train: Images, validation: Images, folder: Path, *,
+    pruning: Pruning | None = None, masks: Masks | None = None, model: nn.Module | None = None,
+    **options: Any,
+) -> nn.Module:  # fmt: skip
+    """Train `model` (default: the recipe's) under masks to the end of the recipe; the best averaged weights.
+
+    Called again with the same folder it goes on where it stopped, or only reads the result. `options` go to
+    the Trainer. Without pruning and masks it is plain training. Introduced in notebook 11.
+    """
+    hooks = MaskedRetraining(pruning, masks)
+    trainer = Trainer(recipe, train, validation, folder, model=model, hooks=hooks, **options)
+    hooks.begin(trainer)
+    trainer.run()
+    trainer.model.load_state_dict(
+        torch.load(folder / "best.pt", map_location=trainer.device, weights_only=True)
+    )
+    return trainer.model.eval()
+
+
+def published(recipe: Recipe, pruning: Pruning, folder: Path, root: str | None = None) -> Path:
+    """Write the pruned checkpoint, its index entry and card, and the log into results/; the card's path.
+
+    The index says how sparse it is, and which network it started from, by sha256. Introduced in notebook 11.
+    """
+    model = build(recipe.model)
+    model.load_state_dict(torch.load(folder / "best.pt", map_location="cpu", weights_only=True))
+    masks = masks_of(model.half().float())  # as the file will have it: a few small weights become zero
+    left, every = (sum(int(part) for part in parts) for parts in zip(
+        *((mask.sum(), mask.numel()) for mask in masks.values()), strict=True
+    ))  # fmt: skip
+    origin = (
+        f"{left:,} of the {every:,} weights of its convolutions and its classifier left, the others zero; "
+        f"pruned and retrained from {recipe.start or 'random weights'} by "
+        f"`python -m quantlib.compression.retraining --recipe {recipe.name}`"
+    )
+    about: dict[str, Any] = {
+        "origin": origin, "pruning": asdict(pruning), "sparsity": round(sparsity_of(masks), 6)
+    }  # fmt: skip
+    if recipe.start:
+        before = checkpoint_info(f"{recipe.start}_cifar10")
+        about["start_sha256"] = before["sha256"]
+        about |= {key: before[key] for key in ("status",) if key in before}
+    return publish(recipe, folder, root, about=about, notebook="11")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Retrain one recipe to its end and publish the pruned checkpoint."""
+    recipe, pruning = load_pruning_recipe(options.recipe)
+    hooks = MaskedRetraining(pruning)
+    trainer = training.trainer_of(options, recipe, hooks)
+    hooks.begin(trainer)
+    trainer.run()
+    if trainer.rank == 0 and not options.no_publish:
+        print(published(recipe, pruning, trainer.folder, root=options.data).read_text())
+
+
+if __name__ == "__main__":
+    sys.exit(training.main(run=run))

@@ -1,0 +1,124 @@
+"""Deep Compression's own table: what pruning, sharing and Huffman coding each leave of a layer.
+
+The paper's format: a weight that is left costs the bits of its codebook index and the bits of its distance to
+the one before. Distances have a fixed number of bits, and fillers bridge longer ones. Then both kinds of
+symbols get Huffman codes. Here every overhead counts: fillers, codebooks, code tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from torch import Tensor
+
+from quantlib.compression.huffman import Code, entropy_bits
+from quantlib.compression.indices import relative
+from quantlib.errors import ConfigError
+
+INDEX_BITS = range(2, 11)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """One layer, or all of them, after each stage; sizes in bits, every overhead in them.
+
+    weights, left: how many, and how many are not zero; fillers: zeros stored to bridge gaps. pruned: float32
+    weights with distances; shared: indices of `weight_bits` with distances of `index_bits`, and a float32
+    codebook; coded: the same, Huffman-coded, with the tables; bound: the entropy of the coded symbols, with
+    neither tables nor codebook. words_weight, words_index: the Huffman words alone.
+    """
+
+    name: str
+    weights: int
+    left: int
+    fillers: int
+    weight_bits: int
+    index_bits: int
+    words_weight: int
+    words_index: int
+    overhead: int
+    pruned: int
+    shared: int
+    coded: int
+    bound: float
+
+    @property
+    def columns(self) -> dict[str, float]:
+        """The paper's columns: shares in percent of the float32 bits, bits a weight that is left."""
+        left, whole = max(self.left, 1), 32 * self.weights
+        return {
+            "weights": self.weights,
+            "left_percent": 100 * self.left / self.weights,
+            "weight_bits": self.weight_bits,
+            "weight_bits_huffman": self.words_weight / left,
+            "index_bits": self.index_bits,
+            "index_bits_huffman": self.words_index / left,
+            "pruned_percent": 100 * self.pruned / whole,
+            "shared_percent": 100 * self.shared / whole,
+            "coded_percent": 100 * self.coded / whole,
+        }
+
+
+def stages_of(name: str, weight: Tensor, index_bits: int | None = None) -> Stages:
+    """What the paper's format needs for one layer of shared weights.
+
+    weight: any shape, few distinct values, zeros where pruned. `index_bits` None: the width from INDEX_BITS
+    that makes the shared stage smallest. Raises ConfigError beyond 65,536 distinct values: share them first.
+    Source: Han et al. 2016, tables 4 and 5. Introduced in notebook 14.
+    """
+    values, symbols = np.unique(weight.detach().cpu().numpy().ravel(), return_inverse=True)
+    if len(values) > 1 << 16:
+        raise ConfigError(f"{name} has {len(values):,} different weights; share them before they are coded.")
+    zero = int(np.searchsorted(values, 0.0)) if 0.0 in values else -1
+    places = np.flatnonzero(symbols != zero)
+    tried = [_stages(name, symbols, places, zero, len(values), bits) for bits in _widths(index_bits)]
+    return min(tried, key=lambda found: found.shared)
+
+
+def _widths(index_bits: int | None) -> Iterable[int]:
+    return INDEX_BITS if index_bits is None else [index_bits]
+
+
+def _stages(
+    name: str, symbols: np.ndarray, places: np.ndarray, zero: int, distinct: int, index_bits: int
+) -> Stages:
+    gaps, filler = relative(places, index_bits)
+    stored = np.full(len(gaps), max(zero, 0))
+    stored[~filler] = symbols[places]
+    # The codebook has a place for zero only where a filler needs it.
+    values = len(np.unique(stored)) if len(stored) else 1
+    weight_bits = int(np.ceil(np.log2(max(values, 1))))
+    counts = np.bincount(stored, minlength=distinct), np.bincount(gaps, minlength=1)
+    codes = [Code.of(each) for each in counts]
+    words = [code.cost(each) for code, each in zip(codes, counts, strict=True)]
+    codebook, tables = 32 * values, 8 * sum(len(code.packed()) for code in codes)
+    entries = len(gaps)
+    return Stages(
+        name, len(symbols), len(places), int(filler.sum()), weight_bits, index_bits,
+        words_weight=words[0],
+        words_index=words[1],
+        overhead=codebook + tables,
+        pruned=entries * (32 + index_bits),
+        shared=entries * (weight_bits + index_bits) + codebook,
+        coded=sum(words) + codebook + tables,
+        bound=sum(entropy_bits(each) for each in counts),
+    )  # fmt: skip
+
+
+def total(name: str, layers: Iterable[Stages]) -> Stages:
+    """All layers together; the bits of weights and indices are those of the widest layer."""
+    every = [asdict(layer) for layer in layers]
+    widest = {key: max(each[key] for each in every) for key in ("weight_bits", "index_bits")}
+    summed = {key: sum(each[key] for each in every) for key in every[0] if key not in ("name", *widest)}
+    return Stages(name=name, **widest, **summed)
+
+
+def table(weights: Mapping[str, Tensor]) -> list[Stages]:
+    """The stages of every layer, in order, and their total under the name "all layers".
+
+    Introduced in notebook 14.
+    """
+    layers = [stages_of(name, weight) for name, weight in weights.items()]
+    return [*layers, total("all layers", layers)]

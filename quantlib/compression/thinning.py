@@ -1,0 +1,155 @@
+"""Structured pruning: whole filters go, and the network really gets thinner."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from quantlib.compression.channels import FIXED, NORMS, Channels, find_channels
+from quantlib.errors import ConfigError
+
+
+class Cost(NamedTuple):
+    """What one image costs: multiply-accumulates and parameters, in all and by layer."""
+
+    macs: int
+    parameters: int
+    by_layer: dict[str, int]
+
+
+@torch.no_grad()
+def macs(model: nn.Module, image: Tensor) -> Cost:
+    """Count the multiply-accumulates that the model's convolutions and linear layers need for one image.
+
+        convolution: out * (in / groups) * kh * kw * h_out * w_out;  linear: out * in
+
+    A layer that runs twice counts twice. Parameters are counted once, batch norms included. `image`:
+    (channels, height, width) or a batch (n, channels, height, width), of which the mean is taken. Layers are
+    modules nn.Conv2d and nn.Linear; functional calls are not seen. Introduced in notebook 11.
+
+    >>> macs(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(3, 32, 32)).macs == 8 * 3 * 9 * 32 * 32
+    True
+    """
+    batch = image if image.dim() == 4 else image[None]
+    found: dict[str, int] = defaultdict(int)
+
+    def count(name: str, layer: Any, output: Tensor) -> None:
+        # Each output value is the product of one filter with one window.
+        found[name] += output.numel() * layer.weight[0].numel() // len(batch)
+
+    handles = [
+        module.register_forward_hook(lambda layer, _, output, name=name: count(name, layer, output))
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Conv2d, nn.Linear))
+    ]
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()(batch)
+    finally:
+        for module in training:
+            module.training = True
+        for handle in handles:
+            handle.remove()
+    return Cost(sum(found.values()), sum(p.numel() for p in model.parameters()), dict(found))
+
+
+def filter_scores(model: nn.Module, channels: Channels) -> dict[int, float]:
+    """How much each channel matters: its filter's L1 norm, batch norm folded in, beside its layer's mean.
+
+        score = mean over makers of s_c / mean(s);  s = |gamma| / sqrt(var + eps) * |W|_1
+
+    Source: Li et al. 2017, there without the batch norm. Introduced in notebook 11.
+    """
+    found: dict[int, list[float]] = defaultdict(list)
+    for name, numbers in channels.makes.items():
+        layer: Any = model.get_submodule(name)
+        norms = layer.weight.detach().flatten(1).abs().sum(1).double()
+        norm: Any = model.get_submodule(channels.norms[name]) if name in channels.norms else None
+        if norm is not None and norm.weight is not None and norm.running_var is not None:
+            norms = norms * norm.weight.detach().abs() / (norm.running_var + norm.eps).sqrt()
+        norms = norms / norms.mean().clamp(min=1e-30)
+        for number, score in zip(numbers.tolist(), norms.tolist(), strict=True):
+            found[number].append(score)
+    return {number: sum(scores) / len(scores) for number, scores in found.items()}
+
+
+def choose_filters(
+    model: nn.Module, channels: Channels, share: float, scope: str = "layer", multiple: int = 1
+) -> set[int]:
+    """The channels of least score: `share` of every bundle ("layer"), or of all bundles together ("global").
+
+    Every bundle keeps one channel at least, and a number that `multiple` divides where it can: kernels like
+    round numbers. Raises ConfigError for a share outside [0, 1) or an unknown scope.
+    Introduced in notebook 11.
+    """
+    if not 0 <= share < 1 or scope not in ("layer", "global"):
+        raise ConfigError(
+            f"share is {share:g}, scope {scope!r}; give 0 <= share < 1 and 'layer' or 'global'."
+        )
+    scores, bundles = filter_scores(model, channels), channels.bundles().values()
+    pooled = sorted(scores[number] for numbers in bundles for number in numbers.tolist())
+    limit = pooled[int(share * len(pooled))] if pooled else 0.0
+    gone: set[int] = set()
+    for numbers in bundles:
+        order = sorted(numbers.tolist(), key=lambda number: scores[number])
+        drop = int(share * len(order)) if scope == "layer" else sum(scores[n] < limit for n in order)
+        keep = -(-max(len(order) - drop, 1) // multiple) * multiple
+        gone |= set(order[: max(len(order) - keep, 0)])
+    return gone
+
+
+@torch.no_grad()
+def remove_channels(model: nn.Module, channels: Channels, gone: Iterable[int]) -> nn.Module:
+    """A copy of the model without the channels `gone`: smaller weights, the same classes and names.
+
+    It computes what the model would if those channels were zero everywhere. Introduced in notebook 11.
+    """
+    result, dropped = copy.deepcopy(model), np.array(sorted(set(gone) - {FIXED}), dtype=int)
+    for name, read in channels.reads.items():
+        module: Any = result.get_submodule(name)
+        stays = torch.from_numpy(~np.isin(read, dropped))
+        if isinstance(module, NORMS):
+            _cut(module, stays, ("weight", "bias", "running_mean", "running_var"))
+            module.num_features = int(stays.sum())
+            continue
+        made = torch.from_numpy(~np.isin(channels.makes[name], dropped))
+        _cut(module, made, ("weight", "bias"))
+        if isinstance(module, nn.Conv2d):
+            share = stays if module.groups == 1 else torch.ones(module.weight.shape[1], dtype=torch.bool)
+            module.groups = 1 if module.groups == 1 else int(stays.sum()) // module.weight.shape[1]
+            module.in_channels, module.out_channels = int(stays.sum()), int(made.sum())
+        else:
+            share = stays
+            module.in_features, module.out_features = int(stays.sum()), int(made.sum())
+        _put(module, "weight", module.weight[:, share])
+    return result
+
+
+def _cut(module: nn.Module, stays: Tensor, names: tuple[str, ...]) -> None:
+    for name in names:
+        if getattr(module, name) is not None:
+            _put(module, name, getattr(module, name)[stays])
+
+
+def _put(module: Any, name: str, value: Tensor) -> None:
+    """Replace a parameter or buffer by a part of it, in the memory format that it had."""
+    old = getattr(module, name)
+    last = old.dim() == 4 and not old.is_contiguous()
+    value = value.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    setattr(module, name, nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value)
+
+
+def thin(model: nn.Module, share: float, scope: str = "layer", multiple: int = 1) -> nn.Module:
+    """A copy of the model with `share` of its filters removed, those of least norm first.
+
+    Fine-tune it afterwards: it is a network of the same class and names, only narrower. See `find_channels`
+    for what can be thinned and `choose_filters` for the choice. Introduced in notebook 11.
+    """
+    channels = find_channels(model)
+    return remove_channels(model, channels, choose_filters(model, channels, share, scope, multiple))

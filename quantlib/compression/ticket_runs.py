@@ -1,0 +1,163 @@
+"""The runs of an experiment on lottery tickets, several side by side, each resumable.
+
+python -m quantlib.compression.ticket_runs --recipe resnet20_ticket --workers 2
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from quantlib.compression.pruning import Masks, masks_of, sparsity_of
+from quantlib.compression.retraining import MaskedRetraining
+from quantlib.compression.tickets import Plan, Trial, load_plan, start_of, trained
+from quantlib.errors import QuantlibError
+from quantlib.subject import data
+from quantlib.subject.augment import resize
+from quantlib.subject.data import Images
+from quantlib.subject.evaluation import Evaluation, evaluate
+from quantlib.subject.training import Trainer
+
+
+class _Remember(MaskedRetraining):
+    """Keeps the weights of a dense run after a few steps."""
+
+    def __init__(self, masks: Masks, at: int, path: Path) -> None:
+        super().__init__(masks=masks)
+        self.at, self.path = at, path
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Hold the masks; save when it is time."""
+        super().after_step(trainer)
+        if trainer.step + 1 == self.at:
+            torch.save(trainer.model.state_dict(), self.path)
+
+
+def run_trial(plan: Plan, trial: Trial, root: Path, data_root: str | None = None) -> dict[str, Any]:
+    """Train one run to its end, or go on with it, or only read its result; the result.
+
+    {"arm", "left", "seed", "sparsity", "validation_accuracy", "seconds", "predictions": "3805..."} with one
+    digit for each test image. What the trainer says goes into output.txt. Introduced in notebook 12.
+    """
+    folder = root / trial.name
+    path = folder / "result.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    train, validation, test = (images(plan, split, data_root) for split in ("train", "validation", "test"))
+    model, masks = start_of(plan, trial, root)
+    recipe = replace(plan.recipe, name=trial.name, seed=trial.seed)
+    remembered = max(1, round(plan.rewind * recipe.epochs * (len(train) // recipe.batch_size)))
+    hooks = _Remember(masks, remembered if trial.arm == "dense" else 0, folder / "rewind.pt")
+    with (folder / "output.txt").open("a") as file, contextlib.redirect_stdout(file):
+        trainer = Trainer(recipe, train, validation, folder, model=model, hooks=hooks, compile_model=False)
+        hooks.begin(trainer)
+        if trial.arm == "rewound" and trainer.step == 0:
+            trainer.step = remembered
+        trainer.run()
+    best = trained(plan, trial, root)
+    result = {
+        **trial._asdict(), "sparsity": sparsity_of(masks_of(best)), "validation_accuracy": trainer.best,
+        "seconds": trainer.seconds, "predictions": "".join(map(str, evaluate(best, test).predictions)),
+    }  # fmt: skip
+    (folder / "state.pt").unlink()
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result))
+    os.replace(temporary, path)
+    return result
+
+
+@lru_cache(maxsize=3)
+def images(plan: Plan, split: str, root: str | None = None) -> Images:
+    """The images of a plan: the slice's training images are those for calibration."""
+    name = "calibration" if (split, plan.source) == ("train", "slice") else split
+    found = data.load(name, source=plan.source, root=root)
+    if plan.images:
+        found = found.sample(plan.images[("train", "validation", "test").index(split)], seed=0)
+    if plan.side != found.pixels.shape[-1]:
+        small = resize(found.pixels.float(), plan.side).round().clamp(0, 255).to(torch.uint8)
+        found = replace(found, pixels=small, md5="")
+    return found
+
+
+def finished(plan: Plan, root: Path | None = None) -> list[dict[str, Any]]:
+    """The results that are there, in the order of `trials`."""
+    paths = [(root or plan.folder()) / trial.name / "result.json" for trial in plan.trials()]
+    return [json.loads(path.read_text()) for path in paths if path.exists()]
+
+
+def run_plan(
+    plan: Plan, root: Path | None = None, workers: int = 1, data_root: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """Train what is not finished yet and yield each result as it comes, finished ones first.
+
+    With several `workers` so many runs go on side by side, one thread each: for a small network that is
+    faster than one run with several threads. Killed, it goes on within the run where it stopped.
+    Introduced in notebook 12.
+    """
+    root = root or plan.folder()
+    every = plan.trials()
+    done = {trial for trial in every if (root / trial.name / "result.json").exists()}
+    yield from finished(plan, root)
+    if workers < 2:
+        for trial in every:
+            if trial not in done:
+                yield run_trial(plan, trial, root, data_root)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+        waiting, running = [trial for trial in every if trial not in done], dict[Future, Trial]()
+        while waiting or running:
+            ready = [trial for trial in waiting if plan.needs(trial) <= done][: workers - len(running)]
+            for trial in ready:
+                waiting.remove(trial)
+                running[pool.submit(run_trial, plan, trial, root, data_root)] = trial
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                done.add(running.pop(future))
+                yield future.result()
+
+
+def evaluation_of(plan: Plan, result: dict[str, Any], data_root: str | None = None) -> Evaluation:
+    """The Evaluation behind a result, on the plan's test images. Introduced in notebook 12."""
+    predictions = np.frombuffer(result["predictions"].encode(), np.uint8).astype(np.int64) - ord("0")
+    return Evaluation.of(predictions, images(plan, "test", data_root).labels.numpy())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit status is 0, 1 after an error, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", default="resnet20_ticket", help="a recipe with a [tickets] table")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs side by side")
+    parser.add_argument("--folder", type=Path, help="where the runs are kept (default: the user's cache)")
+    parser.add_argument("--data", help="folder of CIFAR-10 (default: found or fetched)")
+    options = parser.parse_args(argv)
+    try:
+        plan = load_plan(options.recipe)
+        folder, count = options.folder or plan.folder(), len(plan.trials())
+        print(f"{count} runs, {options.workers} side by side; state in {folder}", flush=True)
+        for place, result in enumerate(run_plan(plan, folder, options.workers, options.data), 1):
+            accuracy = evaluation_of(plan, result, options.data)
+            arm = "{arm} {left:g} seed {seed}".format(**result)
+            print(f"{place}/{count}  {arm}: {accuracy}, {result['seconds'] / 60:.1f} min", flush=True)
+    except KeyboardInterrupt:
+        print("\nstopped; every run is saved, and the same command goes on from there")
+        return 130
+    except QuantlibError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

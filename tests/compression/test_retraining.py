@@ -1,0 +1,145 @@
+"""Masked retraining: dropped weights stay zero, resumed equals uninterrupted, the best is sparse."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from quantlib.compression import retraining
+from quantlib.compression.pruning import magnitude_masks, masks_of, prunable, sparsity_of
+from quantlib.compression.retraining import MaskedRetraining, Pruning, load_pruning_recipe, retrain
+from quantlib.errors import ConfigError
+from quantlib.subject import checkpoints, data, training
+from quantlib.subject import publish as publishing
+from quantlib.subject.models import build
+from quantlib.subject.recipe import Recipe
+from quantlib.subject.training import Trainer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TINY = Recipe(
+    name="tiny", model="resnet20", stages=((3, 12),), batch_size=32, learning_rate=0.05, cutout=0, warmup=0.2
+)
+GRADUAL = Pruning(final=0.8, until=0.6, every=2)
+IMAGES = data.load("calibration").take(128)  # four steps an epoch
+HELD = IMAGES.take(32)
+
+
+def trainer(folder: Path, recipe: Recipe, hooks: MaskedRetraining) -> Trainer:
+    made = Trainer(recipe, IMAGES, HELD, folder, hooks=hooks, compile_model=False)
+    hooks.begin(made)
+    made.network.train()
+    return made
+
+
+def flat(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([t.flatten().double() for t in model.state_dict().values()])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_dropped_weights_never_move_and_no_momentum_gathers(tmp_path: Path, optimizer: str) -> None:
+    masks = magnitude_masks(build("resnet20"), 0.7)
+    hooks = MaskedRetraining(masks=masks)
+    run = trainer(tmp_path, replace(TINY, optimizer=optimizer), hooks)
+    for _ in range(3):
+        run.train_step()
+    for name, weight in prunable(run.model).items():
+        assert not weight[~masks[name]].any() and bool((weight[masks[name]] != 0).all()), name
+        for part, _ in run.optimizers.parts:
+            for state in (part.state.get(weight, {}),):
+                for value in state.values():
+                    if torch.is_tensor(value) and value.shape == weight.shape:
+                        assert not value[~masks[name]].any(), name
+    for name, weight in prunable(run.average.model).items():
+        assert not weight[~masks[name]].any(), name
+
+
+def test_the_kept_weights_step_as_plain_sgd_on_masked_gradients(tmp_path: Path) -> None:
+    recipe = replace(TINY, momentum=0.9, weight_decay=0.01, warmup=0.0)
+    hooks = MaskedRetraining(masks=magnitude_masks(build("resnet20"), 0.5))
+    run = trainer(tmp_path, recipe, hooks)
+    run.autocast = False
+    before = run.model.conv1.weight.detach().clone()
+    x, y = run.batch(0)
+    run.network(x)  # statistics do not matter for the gradient in train mode
+    loss = hooks.loss(run, run.network(x).float(), x, y)
+    (gradient,) = torch.autograd.grad(loss, [run.model.conv1.weight])
+    run.train_step()
+    mask = hooks.masks["conv1.weight"]
+    direction = 1.9 * (gradient * mask + 0.01 * before)  # first Nesterov step: (1 + momentum) g
+    torch.testing.assert_close(run.model.conv1.weight.detach(), before - 0.05 * direction * mask)
+
+
+def test_gradual_pruning_follows_its_schedule_and_arrives(tmp_path: Path) -> None:
+    hooks = MaskedRetraining(GRADUAL)
+    run = trainer(tmp_path, TINY, hooks)
+    seen, masks = [], dict(hooks.masks)
+    for step in range(run.total_steps):
+        run.train_step()
+        seen.append(hooks.sparsity)
+        assert sparsity_of(masks_of(run.model)) == pytest.approx(seen[-1], abs=1e-3)
+        assert not any((hooks.masks[name] & ~masks[name]).any() for name in masks), step
+        masks = dict(hooks.masks)
+    wanted = [GRADUAL.schedule((step + 1) / 12) for step in range(12)]
+    for step, (got, want) in enumerate(zip(seen, wanted, strict=True)):
+        if (step + 1) % 2 == 0 or step >= 7:  # looked at every second step, and once it has arrived
+            assert got == pytest.approx(want, abs=1e-4), step
+    assert seen[-1] == pytest.approx(0.8, abs=1e-5)
+
+
+def test_resumed_run_equals_an_uninterrupted_one_and_the_best_is_sparse(tmp_path: Path) -> None:
+    whole = retrain(TINY, IMAGES, HELD, tmp_path / "whole", pruning=GRADUAL, compile_model=False)
+    hooks = MaskedRetraining(GRADUAL)
+    first = trainer(tmp_path / "parts", TINY, hooks)
+    for _ in range(5):
+        first.train_step()
+    first.request_stop()
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    again = retrain(TINY, IMAGES, HELD, tmp_path / "parts", pruning=GRADUAL, compile_model=False)
+    assert torch.equal(flat(whole), flat(again))
+    assert sparsity_of(masks_of(again)) == pytest.approx(0.8, abs=1e-4)
+    assert torch.equal(
+        flat(retrain(TINY, IMAGES, HELD, tmp_path / "parts", compile_model=False)), flat(again)
+    )
+
+
+def test_recipes_are_complete_and_mistakes_are_named(tmp_path: Path) -> None:
+    for name, final in (("resnet50_pruned90", 0.9), ("resnet50_pruned95", 0.95)):
+        recipe, pruning = load_pruning_recipe(name)
+        assert recipe.model == "resnet50" and pruning.final == final and recipe.start.startswith("resnet50")
+        assert pruning.schedule(0.0) == pytest.approx(pruning.initial)
+    with pytest.raises(ConfigError, match=r"no \[pruning\] table"):
+        load_pruning_recipe("resnet50")
+    path = tmp_path / "mine.toml"
+    path.write_text('model = "resnet20"\nstages = [[1, 32]]\n[pruning]\nfinal = 0.5\nspeed = 1\n')
+    with pytest.raises(ConfigError, match="speed"):
+        load_pruning_recipe(str(path))
+    with pytest.raises(ConfigError, match="pruning"):
+        training.load_recipe("resnet50_pruned90")
+
+
+def test_the_command_retrains_and_publishes(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(data, "load", lambda split, source, root: IMAGES)
+    folder = tmp_path / "checkpoints"
+    for module in (checkpoints, publishing):
+        monkeypatch.setattr(module, "ROOT", folder)
+    (tmp_path / "results").mkdir()
+    checkpoints.save_checkpoint(build("resnet20"), "resnet20_cifar10", {"model": "resnet20", "status": "new"})
+    path = tmp_path / "tiny90.toml"
+    path.write_text(
+        'model = "resnet20"\nstart = "resnet20"\nbatch_size = 32\nstages = [[1, 12]]\n'
+        "[pruning]\nfinal = 0.9\nuntil = 0.5\nevery = 1\n"
+    )
+    command = ["--recipe", str(path), "--folder", str(tmp_path / "run"), "--device", "cpu",
+               "--threads", "1", "--no-compile"]  # fmt: skip
+    assert training.main(command, run=retraining.run) == 0
+    entry = json.loads((folder / "index.json").read_text())["tiny90_cifar10"]
+    assert entry["sparsity"] == pytest.approx(0.9, abs=1e-3) and entry["status"] == "new"
+    assert entry["pruning"]["final"] == 0.9 and entry["metrics"]["test_n"] == 128
+    assert (tmp_path / "results/11_training_log_tiny90.csv").read_text().startswith("step,epoch")
+    left = round(0.1 * sum(w.numel() for w in prunable(build("resnet20")).values()))
+    assert f"{left:,} of" in (folder / "tiny90_cifar10.md").read_text()
+    loaded = checkpoints.load_checkpoint("tiny90", folder)
+    assert sparsity_of(masks_of(loaded)) == pytest.approx(0.9, abs=1e-3)

@@ -1,0 +1,54 @@
+"""Factorize and tune: the budget holds, a second call goes on from what the first one kept."""
+
+import torch
+
+from quantlib.compression.lowrank_file import from_plain
+from quantlib.compression.ranks import convolution_macs, convolutions
+from quantlib.compression.windows import input_sizes
+from quantlib.study import tune_lowrank
+from quantlib.subject import data
+from quantlib.subject.models import build
+
+RECIPE = """
+model = "resnet20"
+start = "resnet20"
+batch_size = 16
+learning_rate = 0.001
+stages = [[1, 16]]
+"""
+
+
+def all_macs(model):
+    """Multiply-adds of the layers that can be factorized, factors counted with their layer."""
+    whole, image = build("resnet20").eval(), torch.zeros(1, 3, 32, 32)
+    sizes = input_sizes(whole, image, list(convolutions(whole)))
+    return sum(convolution_macs(model.get_submodule(name), size) for name, size in sizes.items())
+
+
+def test_factorized_under_the_budget_tuned_resumed_and_published(tmp_path, monkeypatch, capsys):
+    torch.manual_seed(0)
+    original, images = build("resnet20").eval(), data.load("calibration").take(32)
+    published = []
+    monkeypatch.setattr(tune_lowrank, "load_checkpoint", lambda name: original)
+    monkeypatch.setattr(tune_lowrank.data, "load", lambda split, source: images)
+    monkeypatch.setattr(tune_lowrank, "publish", lambda *given, **more: published.append((*given, more)))
+    recipe, folder = tmp_path / "tiny.toml", tmp_path / "state"
+    recipe.write_text(RECIPE)
+    command = ["--recipe", str(recipe), "--folder", str(folder), "--threads", "1", "--no-compile"]
+    command += ["--images", "16", "--share", "0.6"]
+    assert tune_lowrank.main([*command, "--no-publish"]) == 0 and not published
+    monkeypatch.setattr(tune_lowrank, "factorize_under", None)  # must not be needed again
+    assert tune_lowrank.main(command) == 0
+    assert "from step 2; state" in capsys.readouterr().out
+    _, _, about = published[0]
+    tuned = about["network"]
+    tuned.load_state_dict(torch.load(folder / "best.pt", weights_only=True))
+    assert 0.4 < all_macs(tuned) / all_macs(original) <= 0.6
+    assert "--share 0.6" in about["about"]["origin"]
+    for name, plan in from_plain(about["about"]["plans"]).items():
+        assert len(tuned.get_submodule(name)) == (3 if plan.method == "tucker2" else 2)
+
+
+def test_an_unknown_recipe_is_one_sentence(capsys):
+    assert tune_lowrank.main(["--recipe", "nothing"]) == 1
+    assert "there is no recipe 'nothing'" in capsys.readouterr().err
