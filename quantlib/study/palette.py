@@ -57,6 +57,18 @@ METHODS: dict[str, Look] = {
     "fp32_compiled": Look(BLACK, "d", "FP32 compiled"),
     "onnxruntime": Look(PURPLE, "^", "ONNX Runtime"),
     # Notebook 10, low-bit rescue:
+    "nearest": Look(GREY, "o", "nearest rounding"),
+    "equalization": Look(ORANGE, "D", "equalization"),
+    "bias_correction": Look(PURPLE, "^", "bias correction"),
+    "learned_ranges": Look(SKY, "v", "learned ranges (LSQ)"),
+    "adaround": Look(VERMILLION, "s", "AdaRound (layers)"),
+    "brecq": Look(BLUE, "o", "BRECQ (blocks)"),
+    "brecq_ranges": Look(BLUE, "P", "BRECQ + ranges"),
+    "qdrop": Look(GREEN, "o", "QDrop + ranges"),
+    "brecq_all": Look(BLUE, "*", "BRECQ + ranges, scales, biases"),
+    "qdrop_all": Look(GREEN, "*", "QDrop + ranges, scales, biases"),
+    "equalized_all": Look(WINE, "X", "equalization, then BRECQ + all"),
+    "all_corrected": Look(BLACK, "d", "BRECQ + all, then bias correction"),
 
     # Notebooks 11 and 12, pruning and tickets:
 
