@@ -41,30 +41,34 @@ class LookUp(torch.autograd.Function):
 class SharedWeight(nn.Module):
     """A parametrization: the layer keeps a codebook, and its weight is looked up. Zeros stay zero.
 
-    The codebook's values are trained as multiples of `unit`, the root mean square of the weights, so that
-    one learning rate fits all layers. Introduced in notebook 13.
+        c_k = u_k / sqrt(n_k),  n_k weights share c_k;  u is what is trained
+
+    A step of gradient descent on u moves c_k by the *mean* gradient of its weights, not by their sum: the
+    learning rates of ordinary weights fit, whatever the number of weights. Introduced in notebook 13.
     """
 
     index: Tensor
-    unit: Tensor
-    free: Tensor
+    scale: Tensor
 
     def __init__(self, shared: Shared) -> None:
         super().__init__()
         self.register_buffer("index", shared.index.to(torch.int32))
-        left = shared.codebook[shared.codebook != 0]
-        unit = left.square().mean().sqrt() if len(left) else torch.ones(())
-        self.register_buffer("unit", unit)
-        self.register_buffer("free", (shared.codebook != 0).float())
+        counts = torch.bincount(shared.index.flatten(), minlength=len(shared.codebook))
+        free = shared.codebook != 0
+        self.register_buffer("scale", counts.clamp(min=1).rsqrt() * free)
 
     def forward(self, values: Tensor) -> Tensor:
         """The weight, from the values that are trained."""
-        weight: Tensor = LookUp.apply(values * self.free * self.unit, self.index)
+        weight: Tensor = LookUp.apply(self.codebook(values), self.index)
         return weight
 
     def codebook(self, values: Tensor) -> Tensor:
         """The shared values themselves."""
-        return values.detach() * self.free * self.unit
+        return values * self.scale
+
+    def start(self, codebook: Tensor) -> Tensor:
+        """The values that are trained, from the shared values at the beginning."""
+        return torch.where(self.scale > 0, codebook / self.scale, 0)
 
 
 def attach(model: nn.Module, shared: Mapping[str, Shared]) -> nn.Module:
@@ -80,10 +84,10 @@ def attach(model: nn.Module, shared: Mapping[str, Shared]) -> nn.Module:
         weight = getattr(layer, "weight", None)
         if layer is None or weight is None or weight.shape != found.index.shape:
             raise ConfigError(f"{name!r} is no layer with a weight of shape {tuple(found.index.shape)}.")
-        lookup = SharedWeight(found).to(weight.device)
+        lookup = SharedWeight(found)
         # Registered with the codebook in the weight's place: there is no way back from a weight to it.
-        layer.weight = nn.Parameter(found.codebook.to(weight.device) / lookup.unit)
-        parametrize.register_parametrization(layer, "weight", lookup, unsafe=True)
+        layer.register_parameter("weight", nn.Parameter(lookup.start(found.codebook).to(weight.device)))
+        parametrize.register_parametrization(layer, "weight", lookup.to(weight.device), unsafe=True)
     return result
 
 
@@ -106,7 +110,7 @@ def codebooks(model: nn.Module) -> dict[str, Tensor]:
     for name, layer in model.named_modules():
         if _is_shared(layer):
             part: Any = layer.parametrizations
-            found[name] = part.weight[0].codebook(part.weight.original)
+            found[name] = part.weight[0].codebook(part.weight.original).detach()
     return found
 
 

@@ -8,21 +8,89 @@ that pruning (take zero), sharing and coding become one choice with one price.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quantlib.compression.codebook import weights_of
+from quantlib.compression.huffman import entropy_bits
 from quantlib.compression.sharing import Shared
 from quantlib.errors import ConfigError
 
 BINS = 4096
+SEARCH = 20
+"""Iterations while a price is looked for; the last sharing at it takes three times as many."""
 
 
-def share_at_rate(weight: Tensor, clusters: int, price: float, iterations: int = 60) -> Shared:
+@dataclass(frozen=True)
+class Histogram:
+    """A layer's weights in BINS equal bins from -largest to largest: all that the iteration needs.
+
+    count, total: how many weights that are not zero, and their sum, by bin; pinned: how many are zero.
+    """
+
+    largest: float
+    count: NDArray[np.float64]
+    total: NDArray[np.float64]
+    pinned: int
+
+    @classmethod
+    def of(cls, values: NDArray[np.float32]) -> Histogram:
+        """The histogram of weights of any shape."""
+        left = values[values != 0]
+        largest = float(np.abs(left).max(initial=0.0))
+        place = bins(left, largest)
+        count = np.bincount(place, minlength=BINS).astype(np.float64)
+        total = np.bincount(place, left, BINS).astype(np.float64)
+        return cls(largest, count, total, values.size - len(left))
+
+
+def bins(values: NDArray[np.float32], largest: float) -> NDArray[np.int64]:
+    """The bin of each value."""
+    place = (values * np.float32(BINS / 2 / largest if largest else 0) + np.float32(BINS / 2)).astype(
+        np.int64
+    )
+    return np.minimum(place, BINS - 1, out=place)
+
+
+class Solution(NamedTuple):
+    """Shared values, zero first; which one each bin takes; how many weights each has."""
+
+    codebook: NDArray[np.float64]
+    choice: NDArray[np.int64]
+    members: NDArray[np.int64]
+
+
+def solve(weights: Histogram, clusters: int, price: float, iterations: int) -> Solution:
+    """The iteration of `share_at_rate` on a histogram."""
+    count, total, size = weights.count, weights.total, weights.pinned + int(weights.count.sum())
+    # Beside zero as many values on either side, at the odd places of a grid.
+    grid = weights.largest * (2 * np.arange(clusters) + 1 - clusters) / clusters
+    codebook = np.concatenate([[0.0], grid])
+    # A short word for zero to begin with: else a value near zero may take zero's place for good.
+    length = np.full(clusters + 1, np.log2(clusters + 1) + 2)
+    length[0] = 0.3
+    choice = np.zeros(BINS, np.int64)
+    members = np.zeros(clusters + 1, np.float64)
+    for _ in range(iterations):
+        cost = count[:, None] * (np.square(codebook) + price * length) - 2 * total[:, None] * codebook
+        before, choice = choice, cost.argmin(1)
+        members = np.bincount(choice, count, clusters + 1).astype(np.float64)
+        if np.array_equal(before, choice):
+            break
+        sums = np.bincount(choice, total, clusters + 1)
+        codebook[1:] = np.where(members > 0, sums / np.maximum(members, 1), codebook)[1:]
+        length = -np.log2(np.maximum(members + weights.pinned * (np.arange(clusters + 1) == 0), 1e-9) / size)
+    members[0] += weights.pinned
+    return Solution(codebook, choice, members.astype(np.int64))
+
+
+def share_at_rate(weight: Tensor, clusters: int, price: float, iterations: int = 3 * SEARCH) -> Shared:
     """At most `clusters` shared values beside zero, for the least error + price * bits.
 
         minimize sum (w - c_k)^2 + price * bits_k  over codebook and indices,  bits_k = -log2(share of k)
@@ -35,44 +103,26 @@ def share_at_rate(weight: Tensor, clusters: int, price: float, iterations: int =
     """
     if price < 0 or clusters < 1:
         raise ConfigError(f"price is {price:g} and clusters {clusters}; give at least 0 and 1.")
-    values = weight.detach().cpu().numpy().astype(np.float64)
-    largest = float(np.abs(values).max(initial=0.0))
-    if largest == 0.0:
-        return Shared(torch.zeros(1), torch.zeros(weight.shape, dtype=torch.int64))
-    place = np.minimum(((values / largest + 1) * (BINS / 2)).astype(np.int64), BINS - 1)
-    pinned = values == 0
-    count = np.bincount(place[~pinned], minlength=BINS).astype(np.float64)
-    total = np.bincount(place[~pinned], values[~pinned], BINS)
-    # Zero comes first; an even number of clusters lies to both sides of it, at odd places of a grid.
-    codebook = np.concatenate([[0.0], largest * (2 * np.arange(clusters) + 1 - clusters) / clusters])
-    # A short word for zero to begin with: else a value near zero may take zero's place for good.
-    length = np.full(clusters + 1, np.log2(clusters + 1) + 2)
-    length[0] = 0.3
-    choice = np.zeros(BINS, np.int64)
-    for _ in range(iterations):
-        cost = count[:, None] * (np.square(codebook) + price * length) - 2 * total[:, None] * codebook
-        before, choice = choice, cost.argmin(1)
-        if np.array_equal(before, choice):
-            break
-        members = np.bincount(choice, count, clusters + 1)
-        sums = np.bincount(choice, total, clusters + 1)
-        codebook[1:] = np.where(members > 0, sums / np.maximum(members, 1), codebook)[1:]
-        members[0] += pinned.sum()
-        length = np.log2(values.size / np.maximum(members, 1e-9))
-    chosen = np.where(pinned, 0, choice[place])
-    used, index = np.unique(np.concatenate([[0], chosen.ravel()]), return_inverse=True)
-    shared = torch.from_numpy(codebook[used].astype(np.float32))
-    return Shared(shared, torch.from_numpy(index[1:].reshape(values.shape)))
+    values = weight.detach().cpu().numpy()
+    weights = Histogram.of(values)
+    found = solve(weights, clusters, price, iterations)
+    used = np.flatnonzero((found.members > 0) | (np.arange(clusters + 1) == 0))
+    rank = np.zeros(clusters + 1, np.int64)
+    rank[used] = np.arange(len(used))
+    index = np.where(values == 0, 0, rank[found.choice][bins(values, weights.largest)])
+    return Shared(torch.from_numpy(found.codebook[used].astype(np.float32)), torch.from_numpy(index))
 
 
-def importance(model: nn.Module, batches: Iterable[tuple[Tensor, Any]], seed: int = 0) -> dict[str, float]:
-    """How much a squared error of each layer's weights matters: sqrt(F / v), for `share_network`.
+def importance(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Any]], blend: float = 0.3, seed: int = 0
+) -> dict[str, float]:
+    """How much a squared error of each layer's weights matters: F^blend / v^(1 - blend).
 
         F = mean over weights of E[(d loss / d w)^2],  labels drawn from the network itself (Fisher)
         v = mean square of the weights that are not zero
 
     Two cheap answers, and each is wrong alone. F sees only small errors; 1 / v asks the same relative error
-    of every layer, whatever it does to the loss. Their geometric mean was found by trying (notebook 14).
+    of every layer, whatever it does to the loss. So both are blended; notebook 14 compares blends.
     With drawn labels the gradients of different images are independent and of mean 0, so one backward pass a
     batch is enough. `model` should be in eval mode. Raises ConfigError when there is no image.
     """
@@ -93,8 +143,9 @@ def importance(model: nn.Module, batches: Iterable[tuple[Tensor, Any]], seed: in
         raise ConfigError("The importance needs at least one image; the batches are empty.")
     found = {}
     for name, weight in weights.items():
-        left = weight.detach()[weight != 0].double()
-        found[name] = float((sums[name] / images / left.square().mean().clamp(min=1e-30)).sqrt().nan_to_num())
+        square = float(weight.detach()[weight != 0].double().square().mean().nan_to_num())
+        fisher = max(sums[name] / images, 1e-30)
+        found[name] = fisher**blend / max(square, 1e-30) ** (1 - blend)
     return found
 
 
@@ -106,8 +157,32 @@ def share_network(
     importances: by layer, as `importance` finds them. At one price the last bit buys as much everywhere, so
     no other division of the same bits over the layers does better by this measure. Introduced in notebook 14.
     """
-    weights = weights_of(model)
     return {
         name: share_at_rate(weight, clusters, price / max(importances[name], 1e-30))
-        for name, weight in weights.items()
+        for name, weight in weights_of(model).items()
     }
+
+
+def price_of_size(
+    model: nn.Module, importances: Mapping[str, float], megabytes: float, clusters: int = 16
+) -> float:
+    """The price at which the indices of all layers have an entropy of `megabytes` (10^6 bytes).
+
+    Found by halving, to about 1 %; the file has norms, tables and the inefficiency of whole-bit words
+    besides. Raises ConfigError when even the highest price leaves more. Introduced in notebook 14.
+    """
+    weights = {name: Histogram.of(w.detach().cpu().numpy()) for name, w in weights_of(model).items()}
+
+    def size(price: float) -> float:
+        found = (
+            solve(w, clusters, price / max(importances[n], 1e-30), SEARCH).members for n, w in weights.items()
+        )
+        return sum(entropy_bits(members) for members in found) / 8e6
+
+    low, high = 1e-9, 1e3
+    if size(high) > megabytes:
+        raise ConfigError(f"These layers cannot be shared in {megabytes:g} MB.")
+    while high / low > 1.02:
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if size(middle) > megabytes else (low, middle)
+    return high

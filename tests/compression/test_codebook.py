@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from quantlib.compression.codebook import LookUp, attach, codebooks, detach, weights_of, with_weights
-from quantlib.compression.rate import importance, share_network
+from quantlib.compression.huffman import entropy_bits
+from quantlib.compression.rate import importance, price_of_size, share_network
 from quantlib.compression.sharing import Shared, share
 from quantlib.errors import ConfigError
 
@@ -44,13 +45,13 @@ def test_a_step_by_hand():
     layer = nn.Linear(2, 2, bias=False)
     shared = Shared(torch.tensor([1.0, -1.0]), torch.tensor([[0, 1], [1, 0]]))
     model = attach(nn.Sequential(layer), {"0": shared})
-    unit = model[0].parametrizations.weight[0].unit
     gradient = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
     (model[0].weight * gradient).sum().backward()
     values = model[0].parametrizations.weight.original
-    assert torch.allclose(values.grad / unit, torch.tensor([0.5, 0.5]))
+    assert torch.allclose(values.grad * 2**0.5, torch.tensor([0.5, 0.5]))  # 0.1 + 0.4 and 0.2 + 0.3
     with torch.no_grad():
-        values -= 0.1 * values.grad / unit**2
+        values -= 0.2 * values.grad
+    # Each value has moved by 0.2 times the mean gradient of its two weights.
     assert torch.allclose(model[0].weight, torch.tensor([[0.95, -1.05], [-1.05, 0.95]]))
 
 
@@ -91,12 +92,14 @@ def test_importance_is_the_fisher_information_over_the_size_of_the_weights():
     """One linear layer and a softmax: the expected squared gradient is known, p (1 - p) x^2."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4, bias=False))
-    x = torch.randn(4000, 3)
+    x = torch.randn(2000, 3)
     p = model(x).softmax(1).detach()
     fisher = ((p * (1 - p))[:, :, None] * x.square()[:, None]).mean(0).mean()
-    found = importance(model, [(part, None) for part in x.split(20)])["0"]
-    expected = float((fisher / model[0].weight.detach().square().mean()).sqrt())
-    assert found == pytest.approx(expected, rel=0.1)
+    batches = [(part, None) for part in x.split(20)]
+    square = model[0].weight.detach().square().mean()
+    for blend in (0.0, 0.5, 1.0):
+        expected = float(fisher**blend / square ** (1 - blend))
+        assert importance(model, batches, blend)["0"] == pytest.approx(expected, rel=0.15 * blend + 1e-6)
     with pytest.raises(ConfigError, match="at least one image"):
         importance(model, [])
 
@@ -117,3 +120,17 @@ def test_wrong_use_is_named():
     with pytest.raises(ConfigError, match="'9' is no layer"):
         attach(network(), {"9": share(torch.ones(2, 2), 2)})
     assert np.isfinite(list(importance(network(), [(IMAGES, LABELS)]).values())).all()
+
+
+def test_the_price_of_a_size_gives_that_size():
+    model = nn.Sequential(nn.Linear(300, 100), nn.Linear(100, 200))
+    with torch.no_grad():
+        for weight in weights_of(model).values():
+            weight.normal_()
+    importances = {"0": 1.0, "1": 20.0}
+    for megabytes in (0.004, 0.012):
+        shared = share_network(model, importances, price_of_size(model, importances, megabytes))
+        bits = sum(entropy_bits(torch.bincount(found.index.flatten()).numpy()) for found in shared.values())
+        assert bits / 8e6 == pytest.approx(megabytes, rel=0.04)
+    with pytest.raises(ConfigError, match="cannot be shared in -1 MB"):
+        price_of_size(model, importances, -1.0)

@@ -1,0 +1,184 @@
+"""Share a trained network's weights in so many megabytes, tune the shared values, write the compressed file.
+
+python -m quantlib.study.tune_shared --megabytes 1.8                        # the dense ResNet-50
+python -m quantlib.study.tune_shared --start resnet50_pruned95 --megabytes 1.1 --name resnet50_deep80
+
+The float32 network is the teacher. What has been done is kept in ~/.cache/quantlib/training/NAME; the same
+command goes on from there. Files and their list, compressed.json, go into checkpoints/, where notebook 14
+finds them.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from quantlib.compression.archive import compress, decompress
+from quantlib.compression.codebook import attach, detach
+from quantlib.compression.norms import reestimate_norms, simplify_norms
+from quantlib.compression.rate import importance, price_of_size, share_network
+from quantlib.compression.sharing import Shared
+from quantlib.errors import QuantlibError
+from quantlib.subject import checkpoints, data
+from quantlib.subject.data import batches
+from quantlib.subject.evaluation import evaluate
+from quantlib.subject.hooks import Hooks
+from quantlib.subject.layout import cache_folder
+from quantlib.subject.recipe import load_recipe
+from quantlib.subject.training import Trainer
+
+LIST = "compressed.json"
+
+
+class Taught(Hooks):
+    """Half the loss is what the labels say, half what the float32 network says."""
+
+    def __init__(self, teacher: nn.Module) -> None:
+        self.teacher = teacher.eval().requires_grad_(False)
+
+    def loss(self, trainer: Trainer, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """Mean of the cross entropy and of the divergence from the teacher."""
+        with (
+            torch.no_grad(),
+            torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.autocast),
+        ):
+            wanted = self.teacher(images).float()
+        divergence = F.kl_div(
+            logits.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction="batchmean"
+        )
+        return 0.5 * (super().loss(trainer, logits, images, labels) + divergence)
+
+
+def shares(model: nn.Module, megabytes: float, clusters: int, images: int, seed: int) -> dict[str, Shared]:
+    """Codebooks of all layers whose indices take so many megabytes; the images say what matters."""
+    drawn = data.load("calibration", source="full").sample(images, seed=seed)
+    importances = importance(model, batches(drawn, 16), seed=seed)
+    price = price_of_size(model, importances, megabytes, clusters)
+    return share_network(model, importances, price, clusters)
+
+
+def started(path: Path, options: argparse.Namespace, seed: int) -> dict[str, Shared]:
+    """The codebooks before their tuning, from the folder where they have been made before."""
+    if path.exists():
+        kept = torch.load(path, weights_only=True)
+        return {name: Shared(codebook, index.long()) for name, (codebook, index) in kept.items()}
+    model = checkpoints.load_checkpoint(options.start)
+    found = shares(model, options.megabytes, options.clusters, options.images, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({name: (each.codebook, each.index.to(torch.int16)) for name, each in found.items()}, path)
+    return found
+
+
+def finish(network: nn.Module, images: int, mantissa: int = 5) -> nn.Module:
+    """The tuned network as it is stored: plain weights, norms measured anew, and rounded."""
+    plain = detach(network).eval()
+    measure_norms(plain, images)
+    return simplify_norms(plain, mantissa)
+
+
+def measure_norms(network: nn.Module, images: int) -> None:
+    """The statistics of the batch norms, of the network as it is now."""
+    drawn = data.load("calibration", source="full").sample(images, seed=1)
+    reestimate_norms(network, batches(drawn, 64))
+
+
+def tune(options: argparse.Namespace) -> None:
+    """Share, train to the end of the recipe, write and check the file, enter it in the list."""
+    name = options.name or f"{options.start}_{options.megabytes:g}mb"
+    recipe = replace(load_recipe(options.recipe), name=name, start=options.start)
+    if options.epochs is not None:
+        recipe = replace(recipe, stages=((options.epochs, recipe.stages[-1][1]),))
+    folder = options.folder or cache_folder() / "training" / name
+    torch.set_num_threads(options.threads)
+    start = checkpoints.load_checkpoint(options.start)
+    skeleton = attach(start, started(folder / "start.pt", options, recipe.seed))
+    measure_norms(skeleton, options.statistics)
+    teacher = checkpoints.load_checkpoint(options.teacher)
+    train, held_out = (data.load(split, source="full") for split in ("train", "validation"))
+    trainer = Trainer(
+        recipe, train.take(options.limit) if options.limit else train, held_out.take(options.validation),
+        folder, model=skeleton, hooks=Taught(teacher.to(options.device)), device=options.device,
+        compile_model=False,
+    )  # fmt: skip
+    print(f"{name}: {trainer.total_steps} steps, from step {trainer.step}; state in {folder}", flush=True)
+    trainer.run()
+    trainer.model.load_state_dict(torch.load(folder / "best.pt", weights_only=True))
+    write(name, finish(trainer.model.cpu(), options.statistics), options)
+
+
+def write(name: str, network: nn.Module, options: argparse.Namespace) -> None:
+    """Put the file into checkpoints/ and its facts into the list; validation accuracy is that of the file."""
+    folder = options.into or checkpoints.ROOT
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.qldc"
+    info = checkpoints.checkpoint_info(_full_name(options.start))
+    report = compress(network, path, info["model"])
+    held_out = data.load("validation", source="full").take(options.validation)
+    result = evaluate(decompress(path), held_out)
+    entry = {
+        "file": path.name, "bytes": report.bytes, "sha256": checkpoints.sha256(path), "start": options.start,
+        "start_sha256": info["sha256"], "clusters": options.clusters, "epochs": options.epochs,
+        "validation_accuracy": result.accuracy, "validation_n": result.n,
+    }  # fmt: skip
+    enter(folder / LIST, name, entry)
+    print(f"{path}: {report.bytes:,} bytes, validation {result}")
+
+
+def _full_name(name: str) -> str:
+    return name if name.endswith("_cifar10") else f"{name}_cifar10"
+
+
+def enter(path: Path, name: str, entry: dict[str, Any]) -> None:
+    """Add an entry to the list of compressed files, or replace it."""
+    every = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**every, name: entry}, indent=2, sort_keys=True) + "\n")
+
+
+def listed(folder: Path | None = None) -> dict[str, dict[str, Any]]:
+    """The tuned compressed files that have been made, by name; empty where there are none yet."""
+    path = (folder or checkpoints.ROOT) / LIST
+    found: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status is 0, 1 after an error, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--start", default="resnet50", help="the checkpoint whose weights are shared")
+    parser.add_argument("--teacher", default="resnet50", help="the float32 checkpoint that teaches")
+    parser.add_argument("--megabytes", type=float, required=True, help="entropy of all indices")
+    parser.add_argument("--clusters", type=int, default=16, help="shared values a layer, beside zero")
+    parser.add_argument("--recipe", default="resnet50_shared", help="a name, or a .toml file")
+    parser.add_argument("--epochs", type=int, help="instead of the recipe's")
+    parser.add_argument("--name", help="of the file (default: START_MEGABYTESmb)")
+    parser.add_argument("--images", type=int, default=512, help="for the importance (default 512)")
+    parser.add_argument("--statistics", type=int, default=2048, help="images for the norms (default 2048)")
+    parser.add_argument("--validation", type=int, default=5000, help="validation images (default 5000)")
+    parser.add_argument("--limit", type=int, help="training images, fewer than all, to try it out")
+    parser.add_argument("--folder", type=Path, help="where state and log are kept")
+    parser.add_argument("--into", type=Path, help="instead of checkpoints/")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    try:
+        tune(parser.parse_args(argv))
+    except KeyboardInterrupt:
+        print("\nstopped; the state is saved, and the same command goes on from there")
+        return 130
+    except QuantlibError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""Share, tune, write: the file has the size that was asked for, a second call goes on, the list says so."""
+
+import torch
+from torch.nn import functional as F
+
+from quantlib.compression.archive import decompress
+from quantlib.compression.codebook import weights_of
+from quantlib.study import tune_shared
+from quantlib.subject import data
+from quantlib.subject.models import build
+
+RECIPE = """
+model = "resnet20"
+start = "resnet20"
+batch_size = 16
+learning_rate = 0.001
+stages = [[1, 16]]
+"""
+
+
+def test_shared_tuned_resumed_and_listed(tmp_path, monkeypatch, capsys):
+    torch.manual_seed(0)
+    original, images = build("resnet20").eval(), data.load("calibration").take(32)
+    monkeypatch.setattr(tune_shared.checkpoints, "load_checkpoint", lambda name: original)
+    facts = {"model": "resnet20", "sha256": "abc"}
+    monkeypatch.setattr(tune_shared.checkpoints, "checkpoint_info", lambda name: facts)
+    monkeypatch.setattr(tune_shared.data, "load", lambda split, source: images)
+    recipe, into = tmp_path / "tiny.toml", tmp_path / "checkpoints"
+    recipe.write_text(RECIPE)
+    command = ["--recipe", str(recipe), "--folder", str(tmp_path / "state"), "--into", str(into)]
+    command += ["--threads", "1", "--images", "16", "--validation", "16", "--start", "resnet20"]
+    command += ["--megabytes", "0.07", "--clusters", "8", "--statistics", "32"]
+    assert tune_shared.listed(into) == {}
+    assert tune_shared.main(command) == 0
+    first = (into / "resnet20_0.07mb.qldc").read_bytes()
+    monkeypatch.setattr(tune_shared, "shares", None)  # must not be needed again
+    assert tune_shared.main(command) == 0
+    assert "from step 2; state" in capsys.readouterr().out
+    entry = tune_shared.listed(into)["resnet20_0.07mb"]
+    assert entry["bytes"] == len(first) and 70_000 < len(first) < 80_000
+    assert (into / entry["file"]).read_bytes() == first
+    network = decompress(into / entry["file"])
+    distinct = {name: len(weight.unique()) for name, weight in weights_of(network).items()}
+    assert max(distinct.values()) <= 9
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert all(norm.running_mean.count_nonzero() == 0 for norm in norms)
+
+
+def test_the_teachers_half_of_the_loss():
+    class Stub:
+        device, autocast = torch.device("cpu"), False
+        recipe = type("Recipe", (), {"label_smoothing": 0.0})
+
+    teacher = torch.nn.Linear(4, 3)
+    x, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
+    wanted = teacher(x).detach()
+    hooks = tune_shared.Taught(teacher)
+    assert torch.allclose(hooks.loss(Stub, wanted, x, labels), 0.5 * F.cross_entropy(wanted, labels))
+    other = torch.randn(5, 3)
+    divergence = (wanted.softmax(1) * (wanted.log_softmax(1) - other.log_softmax(1))).sum(1).mean()
+    expected = 0.5 * (F.cross_entropy(other, labels) + divergence)
+    assert torch.allclose(hooks.loss(Stub, other, x, labels), expected)
