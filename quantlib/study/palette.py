@@ -71,6 +71,21 @@ METHODS: dict[str, Look] = {
     "all_corrected": Look(BLACK, "d", "BRECQ + all, then bias correction"),
 
     # Notebooks 11 and 12, pruning and tickets:
+    "global": Look(BLUE, "o", "global"),
+    "layer": Look(SKY, "v", "per layer"),
+    "random": Look(VERMILLION, "s", "random"),
+    "recalibrated": Look(PURPLE, "^", "new BN statistics"),
+    "retrained": Look(GREEN, "P", "retrained"),
+    "one_shot": Look(ORANGE, "D", "one shot"),
+    "iterative": Look(PURPLE, "^", "iterative"),
+    "gradual": Look(GREEN, "P", "gradual"),
+    "masked": Look(VERMILLION, "s", "zeros, same shape"),
+    "thinned": Look(BLUE, "o", "thinned"),
+    "dense": Look(GREY, "o", "dense"),
+    "ticket": Look(BLUE, "o", "ticket"),
+    "rewound": Look(PURPLE, "^", "rewound ticket"),
+    "reinitialized": Look(ORANGE, "D", "new start"),
+    "random_mask": Look(VERMILLION, "s", "random mask"),
 
     # Notebooks 13 and 14, sharing and coding:
 
