@@ -121,6 +121,14 @@ METHODS: dict[str, Look] = {
     "lowrank_integer": Look(WINE, "X", "low rank, integer"),
 
     # Notebook 18, inference speed:
+    "bf16": Look(GREY, "D", "bfloat16"),
+    "torch_ao_fbgemm": Look(ORANGE, "P", "torch.ao FBGEMM"),
+    "torchao_pt2e": Look(VERMILLION, "X", "torchao PT2E"),
+    "onnxruntime_fp32": Look(GREY, "^", "ONNX Runtime FP32"),
+    "openvino_fp32": Look(GREY, "v", "OpenVINO FP32"),
+    "openvino_bf16": Look(GREY, "X", "OpenVINO bfloat16"),
+    "openvino": Look(SKY, "v", "OpenVINO int8 (NNCF)"),
+    "integer_openvino": Look(WINE, "*", "integer on OpenVINO"),
 
 }
 
