@@ -57,8 +57,35 @@ METHODS: dict[str, Look] = {
     "fp32_compiled": Look(BLACK, "d", "FP32 compiled"),
     "onnxruntime": Look(PURPLE, "^", "ONNX Runtime"),
     # Notebook 10, low-bit rescue:
+    "nearest": Look(GREY, "o", "nearest rounding"),
+    "equalization": Look(ORANGE, "D", "equalization"),
+    "bias_correction": Look(PURPLE, "^", "bias correction"),
+    "learned_ranges": Look(SKY, "v", "learned ranges (LSQ)"),
+    "adaround": Look(VERMILLION, "s", "AdaRound (layers)"),
+    "brecq": Look(BLUE, "o", "BRECQ (blocks)"),
+    "brecq_ranges": Look(BLUE, "P", "BRECQ + ranges"),
+    "qdrop": Look(GREEN, "o", "QDrop + ranges"),
+    "brecq_all": Look(BLUE, "*", "BRECQ + ranges, scales, biases"),
+    "qdrop_all": Look(GREEN, "*", "QDrop + ranges, scales, biases"),
+    "equalized_all": Look(WINE, "X", "equalization, then BRECQ + all"),
+    "all_corrected": Look(BLACK, "d", "BRECQ + all, then bias correction"),
 
     # Notebooks 11 and 12, pruning and tickets:
+    "global": Look(BLUE, "o", "global"),
+    "layer": Look(SKY, "v", "per layer"),
+    "random": Look(VERMILLION, "s", "random"),
+    "recalibrated": Look(PURPLE, "^", "new BN statistics"),
+    "retrained": Look(GREEN, "P", "retrained"),
+    "one_shot": Look(ORANGE, "D", "one shot"),
+    "iterative": Look(PURPLE, "^", "iterative"),
+    "gradual": Look(GREEN, "P", "gradual"),
+    "masked": Look(VERMILLION, "s", "zeros, same shape"),
+    "thinned": Look(BLUE, "o", "thinned"),
+    "dense": Look(GREY, "o", "dense"),
+    "ticket": Look(BLUE, "o", "ticket"),
+    "rewound": Look(PURPLE, "^", "rewound ticket"),
+    "reinitialized": Look(ORANGE, "D", "new start"),
+    "random_mask": Look(VERMILLION, "s", "random mask"),
 
     # Notebooks 13 and 14, sharing and coding:
 
