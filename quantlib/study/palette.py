@@ -90,6 +90,7 @@ METHODS: dict[str, Look] = {
     # Notebooks 13 and 14, sharing and coding:
 
     # Notebooks 15 and 16, distillation and SqueezeNet:
+<<<<<<< HEAD
     "plain": Look(VERMILLION, "s", "plain 3x3"),
     "with_one_by_one": Look(ORANGE, "D", "with 1x1"),
     "with_squeeze": Look(SKY, "v", "with 1x1 and squeeze"),
@@ -99,6 +100,21 @@ METHODS: dict[str, Look] = {
     "without_squeeze": Look(GREEN, "P", "SqueezeNet without squeeze"),
     "squeezenet_integer": Look(GREEN, "P", "SqueezeNet, integer"),
     "squeezenet_deep": Look(WINE, "X", "SqueezeNet, compressed"),
+=======
+    "teacher": Look(BLACK, "*", "teacher"),
+    "alone": Look(VERMILLION, "s", "alone"),
+    "distilled": Look(BLUE, "o", "distilled, T = 4"),
+    "temperature 1": Look(SKY, "v", "T = 1"),
+    "temperature 2": Look(GREEN, "P", "T = 2"),
+    "temperature 8": Look(PURPLE, "^", "T = 8"),
+    "weight 0.5": Look(ORANGE, "D", "T = 4, weight 0.5"),
+    "rounded": Look(GREY, "h", "rounded, no training"),
+    "alone from scratch": Look(ORANGE, "D", "alone, from scratch"),
+    "scheme A": Look(PURPLE, "^", "scheme A"),
+    "scheme B": Look(SKY, "v", "scheme B"),
+    "scheme C": Look(BLUE, "o", "scheme C"),
+    "scheme C, temperature 5": Look(WINE, "X", "scheme C, T = 5"),
+>>>>>>> main
 
     # Notebook 17, low rank:
     "outputs": Look(ORANGE, "D", "outputs"),
