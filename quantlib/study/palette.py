@@ -90,6 +90,15 @@ METHODS: dict[str, Look] = {
     # Notebooks 13 and 14, sharing and coding:
 
     # Notebooks 15 and 16, distillation and SqueezeNet:
+    "plain": Look(VERMILLION, "s", "plain 3x3"),
+    "with_one_by_one": Look(ORANGE, "D", "with 1x1"),
+    "with_squeeze": Look(SKY, "v", "with 1x1 and squeeze"),
+    "squeezenet": Look(BLUE, "o", "SqueezeNet"),
+    "squeezenet_short": Look(BLUE, "o", "SqueezeNet, short schedule"),
+    "without_one_by_one": Look(PURPLE, "^", "SqueezeNet without 1x1"),
+    "without_squeeze": Look(GREEN, "P", "SqueezeNet without squeeze"),
+    "squeezenet_integer": Look(GREEN, "P", "SqueezeNet, integer"),
+    "squeezenet_deep": Look(WINE, "X", "SqueezeNet, compressed"),
     "teacher": Look(BLACK, "*", "teacher"),
     "alone": Look(VERMILLION, "s", "alone"),
     "distilled": Look(BLUE, "o", "distilled, T = 4"),
@@ -121,6 +130,14 @@ METHODS: dict[str, Look] = {
     "lowrank_integer": Look(WINE, "X", "low rank, integer"),
 
     # Notebook 18, inference speed:
+    "bf16": Look(GREY, "D", "bfloat16"),
+    "torch_ao_fbgemm": Look(ORANGE, "P", "torch.ao FBGEMM"),
+    "torchao_pt2e": Look(VERMILLION, "X", "torchao PT2E"),
+    "onnxruntime_fp32": Look(GREY, "^", "ONNX Runtime FP32"),
+    "openvino_fp32": Look(GREY, "v", "OpenVINO FP32"),
+    "openvino_bf16": Look(GREY, "X", "OpenVINO bfloat16"),
+    "openvino": Look(SKY, "v", "OpenVINO int8 (NNCF)"),
+    "integer_openvino": Look(WINE, "*", "integer on OpenVINO"),
 
 }
 
