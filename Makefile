@@ -61,7 +61,7 @@ site: $(STAMP) ## build the course as a web site: build/site/index.html
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[site]'
 	@$(PY) -m quantlib.study.site
 
-bench: $(STAMP) ## time float32 and int8 inference on this machine
+bench: $(STAMP) ## time every engine that is installed (pip install -e '.[rivals]' adds OpenVINO): ARGS='--few'
 	@$(PY) -m quantlib.study.bench $(ARGS)
 
 data: $(STAMP) ## fetch all of CIFAR-10 (180 MB); make study at quick size does not need it

@@ -32,17 +32,22 @@ def allocate(options: Options, share: float, of: str = "macs") -> dict[str, Plan
 
 
 def uniform(options: Options, share: float, of: str = "macs") -> dict[str, Plan]:
-    """Every layer by itself takes its choice of least error with at most `share` of its own cost.
+    """Every layer by itself takes its choice of least error within one limit on its share of its own cost.
 
-    Where no choice is that cheap, the cheapest. Raises ConfigError as `allocate`. Introduced in notebook 17.
+    The limit is the largest, in steps of 0.01, with which all layers together keep to `share`; a layer
+    without so cheap a choice takes its cheapest. Raises ConfigError as `allocate`. Introduced in notebook 17.
     """
     _check(share, of)
-    picks = {}
-    for name, ways in options.items():
-        fitting = [way for way in ways if _cost(way, of) <= share * _cost(ways[0], of)]
-        cheapest = min(ways, key=lambda way: _cost(way, of))
-        picks[name] = min(fitting, key=lambda way: way.error) if fitting else cheapest
-    return _plans(picks)
+    for limit in range(100, 0, -1):
+        picks = {name: _best_within(ways, limit / 100, of) for name, ways in options.items()}
+        if sum(_cost(way, of) for way in picks.values()) <= share * _whole(options, of):
+            return _plans(picks)
+    raise ConfigError(f"No choice of ranks has {share:g} of the {of}; give a larger share.")
+
+
+def _best_within(ways: Sequence[Choice], limit: float, of: str) -> Choice:
+    fitting = [way for way in ways if _cost(way, of) <= limit * _cost(ways[0], of)]
+    return min(fitting, key=lambda way: way.error) if fitting else min(ways, key=lambda way: _cost(way, of))
 
 
 def total(options: Options, plans: Mapping[str, Plan], of: str) -> float:

@@ -42,7 +42,8 @@ def rank_by_energy(matrix: Tensor, energy: float) -> int:
     """
     if not 0 < energy <= 1:
         raise ConfigError(f"energy is {energy:g}; give a share above 0 and up to 1.")
-    squares = torch.linalg.svdvals(matrix.double()).square()
+    thin = matrix.double() if matrix.shape[0] <= matrix.shape[1] else matrix.double().t()
+    squares = torch.linalg.eigvalsh(thin @ thin.t()).flip(0).clamp(min=0)
     # The last sums differ from the whole by rounding only: without slack, energy = 1 could ask for too many.
     enough = squares.cumsum(0) >= energy * squares.sum() * (1 - 1e-12)
     return int(enough.double().argmax()) + 1
@@ -103,7 +104,9 @@ def tucker2_factors(weight: Tensor, ranks: tuple[int, int], sweeps: int = 4) -> 
 
 
 def _leading(matrix: Tensor, rank: int) -> Tensor:
-    """The leading left singular vectors; those of matrix matrix^T, which is small."""
+    """The leading left singular vectors, as eigenvectors of matrix matrix^T unless that is the larger one."""
+    if rank <= matrix.shape[1] < matrix.shape[0]:
+        return torch.linalg.svd(matrix, full_matrices=False).U[:, :rank]
     return torch.linalg.eigh(matrix @ matrix.t()).eigenvectors.flip(1)[:, :rank]
 
 

@@ -100,7 +100,9 @@ def list_choices(
         conv, weighed = layers[name], (influence or {}).get(name)
         found[name] = [Choice(None, convolution_macs(conv, size), conv.weight.numel(), 0.0)]
         for method in methods if max(conv.kernel_size) > 1 else ("channel",):
-            plans = _ladder(conv, method, size, points, step)
+            saving = plans_within(conv, method, size, 1.0, step)
+            places = np.linspace(0, len(saving) - 1, min(points, len(saving))).round().astype(int)
+            plans = [saving[place] for place in places]
             for plan, error in zip(plans, _errors(conv, plans, moments[name], weighed), strict=True):
                 parameters = sum(prod(shape) for shape in factor_shapes(conv, plan))
                 macs = convolution_macs(skeleton(conv, plan), size)
@@ -108,21 +110,31 @@ def list_choices(
     return found
 
 
-def _ladder(conv: nn.Conv2d, method: str, size: tuple[int, int], points: int, step: int) -> list[Plan]:
-    """Plans of one method at `points` ranks, spread over those that save multiply-adds."""
+def rungs(conv: nn.Conv2d, method: str, step: int = 8) -> list[Plan]:
+    """Every plan of a method whose rank is a multiple of `step`, both ranks in proportion for tucker2."""
     out, inputs, height, width = conv.weight.shape
     larger = max(out, inputs)
     tops = {"channel": min(out, inputs * height * width), "spatial": min(inputs * height, out * width)}
-    every = []
+    found = []
     for rung in range(step, tops.get(method, larger) + 1, step):
         pair = tuple(
             min(side, max(step, round(rung * side / larger / step) * step)) for side in (out, inputs)
         )
-        every.append(Plan(method, pair if method == "tucker2" else rung))  # type: ignore[arg-type]
-    whole = convolution_macs(conv, size)
-    saving = [plan for plan in every if convolution_macs(skeleton(conv, plan), size) < whole]
-    places = np.linspace(0, len(saving) - 1, min(points, len(saving))).round().astype(int)
-    return [saving[place] for place in places]
+        found.append(Plan(method, pair if method == "tucker2" else rung))  # type: ignore[arg-type]
+    return found
+
+
+def plans_within(
+    conv: nn.Conv2d, method: str, size: tuple[int, int], share: float, step: int = 8
+) -> list[Plan]:
+    """The `rungs` with less than `share` of the layer's multiply-adds at this size of its input, rising.
+
+    Introduced in notebook 17.
+    """
+    limit = share * convolution_macs(conv, size)
+    return [
+        plan for plan in rungs(conv, method, step) if convolution_macs(skeleton(conv, plan), size) < limit
+    ]
 
 
 def _errors(conv: nn.Conv2d, plans: Sequence[Plan], moment: Tensor, influence: Tensor | None) -> list[float]:

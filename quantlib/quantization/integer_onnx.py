@@ -95,6 +95,7 @@ def apart(model: Integer, shape: Sequence[int], form: str) -> tuple[Any, list[st
     given = {f"given_{each}": samples[each] for step in steps for each in step.inputs if each in names}
     graph = maker(samples)
     for name, module, inputs in steps:
+        graph.step = name
         read = [f"given_{each}" if each in names else each or IMAGES for each in inputs]
         writers[type(module)](graph, Step(name, module, read))
         graph.alias(name, f"given_{name}")
@@ -109,6 +110,7 @@ def _written(graph: Any, steps: Sequence[Step], writers: dict[type[nn.Module], C
     if missing:
         raise UnsupportedOperatorError(f"ONNX export cannot write {', '.join(missing)}; replace them.")
     for name, module, inputs in steps:
+        graph.step = name
         writers[type(module)](graph, Step(name, module, [each or IMAGES for each in inputs]))
     return graph
 

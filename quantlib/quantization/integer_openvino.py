@@ -70,16 +70,18 @@ def check_saturation(model: Integer) -> None:
         )
 
 
-def openvino_model(model: Any, precision: str = "f32") -> Any:
+def openvino_model(model: Any, precision: str = "f32", **more: Any) -> Any:
     """Compile a serialized ONNX graph, a path or a model of OpenVINO's, with torch's number of threads.
 
-    precision: of what is not quantized; OpenVINO's own choice is "bf16" where the CPU has it.
+    precision: of what is not quantized; OpenVINO's own choice is "bf16" where the CPU has it. `more`: its own
+    settings, by name.
     """
     core = _openvino().Core()
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": precision,
+        **more,
     }
     return core.compile_model(core.read_model(model) if isinstance(model, bytes) else model, "CPU", settings)
 

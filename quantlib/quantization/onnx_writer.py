@@ -23,7 +23,7 @@ class Writer:
     """Collects operators and constants; `samples`: the integers of one image, by name, for their shapes."""
 
     def __init__(self, samples: dict[str, Tensor]) -> None:
-        self.samples = samples
+        self.samples, self.step = samples, ""
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
@@ -43,10 +43,11 @@ class Writer:
         return [self.constant(grid.scale, np.float32), self.constant(grid.zero_point, np.uint8)]
 
     def node(self, operator: str, inputs: Sequence[str], out: str = "", **attributes: Any) -> str:
-        """Add an operator; the name of what it puts out."""
-        out = out or f"between_{len(self.nodes)}"
-        self.nodes.append(onnx_package("onnx.helper").make_node(operator, list(inputs), [out], **attributes))
-        return out
+        """Add an operator, named after the step; the name of what it puts out."""
+        name = f"{self.step}/{operator}_{len(self.nodes)}"
+        make = onnx_package("onnx.helper").make_node
+        self.nodes.append(make(operator, list(inputs), [out or name], name=name, **attributes))
+        return out or name
 
     def clipped(
         self, operator: str, inputs: Sequence[str], out: str, limits: tuple[int, int], **attributes: Any

@@ -80,6 +80,20 @@ METHODS: dict[str, Look] = {
     # Notebooks 15 and 16, distillation and SqueezeNet:
 
     # Notebook 17, low rank:
+    "outputs": Look(ORANGE, "D", "outputs"),
+    "channel": Look(BLUE, "o", "channel SVD"),
+    "spatial": Look(VERMILLION, "s", "spatial SVD"),
+    "tucker2": Look(GREEN, "P", "Tucker-2"),
+    "channel_plain": Look(SKY, "v", "channel, weights only"),
+    "spatial_plain": Look(ORANGE, "D", "spatial, weights only"),
+    "tucker2_plain": Look(PURPLE, "^", "Tucker-2, weights only"),
+    "energy": Look(ORANGE, "D", "by energy"),
+    "uniform": Look(VERMILLION, "s", "uniform"),
+    "budget": Look(BLUE, "o", "one budget"),
+    "tuned": Look(GREEN, "P", "one budget, tuned"),
+    "lowrank": Look(BLUE, "o", "low rank"),
+    "lowrank_tuned": Look(SKY, "v", "low rank, tuned"),
+    "lowrank_integer": Look(WINE, "X", "low rank, integer"),
 
     # Notebook 18, inference speed:
 

@@ -14,6 +14,7 @@ import numpy as np
 from torch import fx, nn
 
 from quantlib.quantization.graph import fuse, kind
+from quantlib.quantization.low_bits import first_and_last
 from quantlib.quantization.observers import Observer
 from quantlib.quantization.qconfig import QConfig, Scheme, check_name
 from quantlib.quantization.sites import site_name, source
@@ -81,12 +82,6 @@ def qconfig(chosen: Setting, graph: fx.Graph, ratios: int = 100) -> QConfig:
     )  # fmt: skip
 
 
-def first_and_last(graph: fx.Graph) -> tuple[fx.Node, fx.Node]:
-    """The first and the last layer with weights."""
-    layers = [node for node in graph.nodes if kind(node) in ("conv", "linear")]
-    return layers[0], layers[-1]
-
-
 @dataclass(frozen=True)
 class PostTraining:
     """Evaluates settings of one trained network; called with one, it gives {"predictions": "3805..."}.
@@ -106,17 +101,15 @@ class PostTraining:
 
     def __call__(self, chosen: Setting) -> dict[str, Any]:
         """The predicted class of every image, one digit each."""
-        found = evaluate(self.quantized(chosen), self.images())
-        return {"predictions": "".join(map(str, found.predictions))}
+        return {"predictions": predictions_of(evaluate(self.quantized(chosen), self.images()))}
 
     def images(self) -> Images:
         """The images to be classified."""
-        return _images(self.split, self.source, self.images_test, 0)
+        return split_images(self.split, self.source, self.images_test, 0)
 
     def evaluation(self, result: Setting) -> Evaluation:
         """The Evaluation behind a result."""
-        predictions = np.frombuffer(result["predictions"].encode(), np.uint8).astype(np.int64) - ord("0")
-        return Evaluation.of(predictions, self.images().labels.numpy())
+        return Evaluation.of(classes(result["predictions"]), self.images().labels.numpy())
 
     def quantized(self, chosen: Setting) -> nn.Module:
         """The network that a setting describes."""
@@ -124,7 +117,7 @@ class PostTraining:
 
     def prepared(self, chosen: Setting) -> Prepared:
         """Observers in place and calibrated, as the setting says."""
-        graph = _graph(self.network)
+        graph = trained_graph(self.network)
         prepared = prepare(graph, qconfig(chosen, graph.graph, self.ratios))
         for name, observer in prepared.weights.items():
             key = (self.network, name, type(observer), observer.extra_repr(), self.ratios)
@@ -139,22 +132,34 @@ class PostTraining:
         return prepared
 
 
+def predictions_of(evaluation: Evaluation) -> str:
+    """The predicted class of every image, one digit each. Introduced in notebook 09."""
+    return "".join(map(str, evaluation.predictions))
+
+
+def classes(predictions: str) -> np.ndarray:
+    """The classes behind such digits, int64. Introduced in notebook 09."""
+    return np.frombuffer(predictions.encode(), np.uint8).astype(np.int64) - ord("0")
+
+
 _SETTLED: dict[Any, Observer] = {}
 """Weight observers that have chosen their range, which takes seconds for a whole network."""
 
 
 @cache
-def _graph(network: str) -> fx.GraphModule:
+def trained_graph(network: str) -> fx.GraphModule:
+    """The canonical graph of one of our checkpoints. Notebook 09."""
     return fuse(load_checkpoint(network).eval())
 
 
 @cache
-def _images(split: str, source: str, count: int, draw: int) -> Images:
+def split_images(split: str, source: str, count: int, draw: int) -> Images:
+    """`count` images of a split, or all; kept, because every setting asks again. Notebook 09."""
     return data.load(split, source=source).sample(count, seed=draw)
 
 
 @lru_cache(maxsize=2)
 def _calibrated(network: str, observer: str, source: str, count: int, draw: int) -> Prepared:
     """Observers that have seen the calibration images, at 8 bits."""
-    prepared = prepare(_graph(network), QConfig(None, Scheme(observer=observer)))
-    return calibrate(prepared, batches(_images("calibration", source, count, draw)))
+    prepared = prepare(trained_graph(network), QConfig(None, Scheme(observer=observer)))
+    return calibrate(prepared, batches(split_images("calibration", source, count, draw)))

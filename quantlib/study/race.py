@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,8 +27,7 @@ def race(
     timings = {}
     with torch.no_grad():
         for size in sizes:
-            x = sample.repeat(-(-size // len(sample)), 1, 1, 1)[:size]
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = batch_of(sample, size)
             calls = {name: lambda network=network: network(x) for name, network in networks.items()}  # noqa: B023
             timings[size] = interleave(calls, repeats, at_least=AT_LEAST, pause=PAUSE)
     return timings
@@ -48,6 +48,32 @@ def speed_rows(
                 run.row(name, times, metric="speedup", low=low, high=high, **about),
             ]
     return rows
+
+
+def first_calls(
+    networks: Mapping[str, Callable[[Tensor], Any]], sample: Tensor, sizes: Sequence[int]
+) -> dict[int, dict[str, float]]:
+    """Seconds of every network's first batch of each size, before a race: compilation, packing, memory.
+
+    Introduced in notebook 18.
+    """
+    return {
+        size: {name: _seconds(network, batch_of(sample, size)) for name, network in networks.items()}
+        for size in sizes
+    }
+
+
+def _seconds(network: Callable[[Tensor], Any], x: Tensor) -> float:
+    began = time.perf_counter()
+    with torch.no_grad():
+        network(x)
+    return time.perf_counter() - began
+
+
+def batch_of(sample: Tensor, size: int) -> Tensor:
+    """`sample`, repeated or cut to `size` images, channels last."""
+    x = sample.repeat(-(-size // len(sample)), 1, 1, 1)[:size]
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def fastest(timings: Mapping[str, Timing], among: str) -> str:

@@ -19,7 +19,18 @@ from quantlib.study.manifest import find_root
 from quantlib.subject.benchmark import machine
 
 HEADLINE_COLUMNS = ("name", "value", "low", "high", "n", "unit", "source")
-LIBRARIES = ("quantlib", "torch", "torchvision", "torchao", "onnxruntime", "numpy", "pandas")
+LIBRARIES = (
+    "quantlib",
+    "torch",
+    "torchvision",
+    "torchao",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "numpy",
+    "pandas",
+)
 Rows: TypeAlias = pd.DataFrame | Sequence[Mapping[str, Any]]
 
 
@@ -95,7 +106,7 @@ def record(
     table = frame(rows)
     write_table(path, table)
     write_atomic(
-        path.with_suffix(".json"), _json({**origin, "rows": len(table), "columns": list(table.columns)})
+        path.with_suffix(".json"), to_json({**origin, "rows": len(table), "columns": list(table.columns)})
     )
     return path
 
@@ -245,5 +256,6 @@ def _git(base: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _json(content: Mapping[str, Any]) -> bytes:
+def to_json(content: Mapping[str, Any]) -> bytes:
+    """The bytes of a provenance file."""
     return (json.dumps(content, indent=2, sort_keys=False, default=str) + "\n").encode()

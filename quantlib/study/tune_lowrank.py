@@ -1,7 +1,7 @@
 """Factorize a trained network under a budget of multiply-adds, tune it for a few epochs, publish it.
 
-python -m quantlib.study.tune_lowrank                       # about half of ResNet-50's multiply-adds
-python -m quantlib.study.tune_lowrank --share 0.33 --recipe my_recipe.toml
+python -m quantlib.study.tune_lowrank                       # 0.4 of ResNet-50's multiply-adds
+python -m quantlib.study.tune_lowrank --share 0.3 --recipe my_recipe.toml
 
 What has been done is kept in ~/.cache/quantlib/training/RECIPE; the same command goes on from there.
 """
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--recipe", default="resnet50_lowrank", help="a name, or a .toml file")
-    parser.add_argument("--share", type=float, default=0.5, help="of the multiply-adds (default 0.5)")
+    parser.add_argument("--share", type=float, default=0.4, help="of the multiply-adds (default 0.4)")
     parser.add_argument("--images", type=int, default=512, help="calibration images (default 512)")
     parser.add_argument("--folder", type=Path, help="where state and log are kept")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -84,24 +84,37 @@ class ResNet20(nn.Module):
 
 
 class Fire(nn.Module):
-    """Squeeze to few channels by 1x1, then expand by 1x1 and 3x3 side by side."""
+    """Squeeze to few channels by 1x1, then expand by 1x1 and 3x3 side by side.
+
+    `squeeze` 0 leaves the squeeze out, `expand1x1` 0 makes all filters 3x3: SqueezeNet without a strategy.
+    """
 
     def __init__(self, width_in: int, squeeze: int, expand1x1: int, expand3x3: int) -> None:
         super().__init__()
-        self.squeeze = nn.Conv2d(width_in, squeeze, 1, bias=False)
-        self.squeeze_bn = nn.BatchNorm2d(squeeze)
-        self.expand1x1 = nn.Conv2d(squeeze, expand1x1, 1, bias=False)
-        self.expand1x1_bn = nn.BatchNorm2d(expand1x1)
-        self.expand3x3 = nn.Conv2d(squeeze, expand3x3, 3, padding=1, bias=False)
+        width, self.parts = squeeze or width_in, (squeeze > 0, expand1x1 > 0)
+        if squeeze:
+            self.squeeze = nn.Conv2d(width_in, squeeze, 1, bias=False)
+            self.squeeze_bn = nn.BatchNorm2d(squeeze)
+        if expand1x1:
+            self.expand1x1 = nn.Conv2d(width, expand1x1, 1, bias=False)
+            self.expand1x1_bn = nn.BatchNorm2d(expand1x1)
+        self.expand3x3 = nn.Conv2d(width, expand3x3, 3, padding=1, bias=False)
         self.expand3x3_bn = nn.BatchNorm2d(expand3x3)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map a batch of images or feature maps to the next one."""
-        x = self.relu(self.squeeze_bn(self.squeeze(x)))
-        left = self.relu(self.expand1x1_bn(self.expand1x1(x)))
+        squeezed, split = self.parts
+        x = self.relu(self.squeeze_bn(self.squeeze(x))) if squeezed else x
         right = self.relu(self.expand3x3_bn(self.expand3x3(x)))
+        if not split:
+            return right
+        left = self.relu(self.expand1x1_bn(self.expand1x1(x)))
         return torch.cat([left, right], 1)
+
+
+FIRES = ((16, 128), (16, 128), (32, 256), (32, 256), (48, 384), (48, 384), (64, 512), (64, 512))
+"""Channels that each fire module of SqueezeNet squeezes to, and those that it puts out."""
 
 
 class SqueezeNet(nn.Module):
@@ -109,20 +122,26 @@ class SqueezeNet(nn.Module):
 
     Shapes: (n, 3, 32, 32) float32 to (n, 10) logits; 0.73 M parameters. Batch norms follow every
     convolution, because the network does not train well on CIFAR-10 without them; folding removes
-    them again. Source: Iandola et al. 2016; torchvision's layout. Introduced in notebook 16.
+    them again. Each of its three strategies can be left out: `one_by_one` (half of a fire's filters are
+    1x1, not 3x3), `squeeze` (few channels enter the 3x3 filters), `late` (both poolings come two fires
+    later). Source: Iandola et al. 2016; torchvision's layout. Introduced in notebook 16.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, one_by_one: bool = True, squeeze: bool = True, late: bool = True) -> None:
         super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True),
-            Fire(64, 16, 64, 64), Fire(128, 16, 64, 64), nn.MaxPool2d(2),
-            Fire(128, 32, 128, 128), Fire(256, 32, 128, 128), nn.MaxPool2d(2),
-            Fire(256, 48, 192, 192), Fire(384, 48, 192, 192),
-            Fire(384, 64, 256, 256), Fire(512, 64, 256, 256),
-        )  # fmt: skip
+        layers: list[nn.Module] = [
+            nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True)
+        ]  # fmt: skip
+        pools, width = ((2, 4) if late else (0, 2)), 64
+        for place, (few, out) in enumerate(FIRES):
+            if place in pools:
+                layers.append(nn.MaxPool2d(2))
+            pointwise = out // 2 if one_by_one else 0
+            layers.append(Fire(width, few if squeeze else 0, pointwise, out - pointwise))
+            width = out
+        self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(
-            nn.Dropout(0.5), nn.Conv2d(512, len(CLASSES), 1), nn.AdaptiveAvgPool2d(1)
+            nn.Dropout(0.5), nn.Conv2d(width, len(CLASSES), 1), nn.AdaptiveAvgPool2d(1)
         )
 
     def forward(self, x: Tensor) -> Tensor:

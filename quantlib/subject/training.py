@@ -80,6 +80,7 @@ class Trainer:
         if not self.steps_per_epoch:
             raise TrainingError(f"{len(self.labels)} images are fewer than one batch of {recipe.batch_size}")
         self.step, self.seconds, self.best, self.stop = 0, 0.0, -1.0, False
+        self.chosen = torch.empty(0, dtype=torch.long)  # places of the last batch among the training images
         folder.mkdir(parents=True, exist_ok=True)
         self.log = TrainingLog(folder / "log.csv")
         load_state(self)
@@ -97,9 +98,8 @@ class Trainer:
         epoch, place = divmod(step, self.steps_per_epoch)
         size, seed = self.recipe.batch_size, self.recipe.seed
         order = np.random.default_rng([seed, epoch]).permutation(len(self.labels))
-        chosen = torch.from_numpy(order[place * size : (place + 1) * size][self.rank :: self.world]).to(
-            self.device
-        )
+        share = order[place * size : (place + 1) * size][self.rank :: self.world]
+        self.chosen = chosen = torch.from_numpy(share).to(self.device)
         x = data.normalize(self.pixels[chosen])
         x = augment(
             x, np.random.default_rng([seed, epoch, place, self.rank]), self.recipe.crop, self.recipe.cutout

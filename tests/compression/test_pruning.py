@@ -16,7 +16,7 @@ from quantlib.errors import ConfigError
 from quantlib.subject.models import build
 from tests.quantization.networks import Tiny, randomize
 
-torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def layers(model: nn.Module) -> dict[str, nn.Module]:

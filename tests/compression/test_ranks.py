@@ -12,7 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from quantlib.compression.budget import allocate, share_of, total, uniform
 from quantlib.compression.factorized import Plan, factorize, factorized
-from quantlib.compression.ranks import Choice, by_energy, convolution_macs, convolutions, list_choices
+from quantlib.compression.ranks import (
+    Choice,
+    by_energy,
+    convolution_macs,
+    convolutions,
+    list_choices,
+    plans_within,
+)
 from quantlib.compression.windows import logit_influence, second_moments
 from quantlib.errors import ConfigError
 from quantlib.quantization.graph import fold_batch_norm
@@ -134,8 +141,8 @@ def test_allocation_is_the_best_of_all_combinations(seed, share, of):
     assert total(options, plans, of) <= share * whole and share_of(options, plans, of) <= share
     assert total(options, plans, "error") == pytest.approx(brute_force(options, share * whole, of))
     same = uniform(options, share, of)
-    if total(options, same, of) <= share * whole:
-        assert total(options, plans, "error") <= total(options, same, "error") + 1e-9
+    assert total(options, same, of) <= share * whole
+    assert total(options, plans, "error") <= total(options, same, "error") + 1e-9
 
 
 def test_uniform_by_hand():
@@ -148,7 +155,13 @@ def test_uniform_by_hand():
     assert uniform(options, 1.0) == {}
     assert uniform(options, 0.6) == {"a": Plan("channel", 8), "b": Plan("channel", 8)}
     assert uniform(options, 0.5) == {"a": Plan("channel", 4), "b": Plan("channel", 8)}  # the cheapest it has
-    assert uniform(options, 0.5, "parameters") == {"a": Plan("channel", 4), "b": Plan("channel", 8)}
+    assert uniform(options, 0.7, "parameters") == {"a": Plan("channel", 4), "b": Plan("channel", 8)}
+    assert uniform(options, 0.8) == {
+        "a": Plan("channel", 8),
+        "b": Plan("channel", 8),
+    }  # 0.99 each is no choice
+    with pytest.raises(ConfigError, match="larger share"):
+        uniform(options, 0.4)
 
 
 @pytest.mark.parametrize(
@@ -183,3 +196,19 @@ def test_a_traced_and_folded_network_is_factorized_too():
     }
     moments = second_moments(folded, batches(), list(plans))
     torch.testing.assert_close(factorize(folded, plans, moments)(x), model(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["channel", "spatial", "tucker2"])
+def test_plans_within_a_share_by_hand(method):
+    """A 3 x 3 layer of 16 channels: 9 * 256 multiply-adds at each place."""
+    macs = {
+        "channel": lambda r: 10 * 16 * r,
+        "spatial": lambda r: 6 * 16 * r,
+        "tucker2": lambda r: 32 * r + 9 * r * r,
+    }[method]
+    conv = nn.Conv2d(16, 16, 3, padding=1)
+    ranks = [rank for rank in range(1, 17) if macs(rank) < 0.5 * 9 * 256]
+    if method == "spatial":
+        ranks = [rank for rank in range(1, 49) if macs(rank) < 0.5 * 9 * 256]
+    found = [plan.rank for plan in plans_within(conv, method, (8, 8), 0.5, step=1)]
+    assert found == [(rank, rank) if method == "tucker2" else rank for rank in ranks]

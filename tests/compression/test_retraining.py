@@ -17,7 +17,7 @@ from quantlib.subject.models import build
 from quantlib.subject.recipe import Recipe
 from quantlib.subject.training import Trainer
 
-torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = Recipe(
     name="tiny", model="resnet20", stages=((3, 12),), batch_size=32, learning_rate=0.05, cutout=0, warmup=0.2
 )

@@ -19,7 +19,7 @@ from quantlib.subject.models import build
 from quantlib.subject.zoo import random_network
 from tests.quantization.networks import Excited, InPlaceShortcut, Spellings, Tiny, randomize
 
-torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Dense(nn.Module):

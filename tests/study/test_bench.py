@@ -1,18 +1,63 @@
-"""`make bench` prints a ratio for each network, and refuses a batch that the images do not fill."""
+"""`make bench`: a row for every rival, a sentence for every missing one, and the machine beside the table."""
 
+import json
+
+import pandas as pd
 import pytest
 
-from quantlib.study.bench import main
+from quantlib.study import bench, rivals
+from quantlib.subject.benchmark import Timing
 
 
-def test_bench_names_the_machine_and_every_network(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--batch", "1", "--repeats", "1"]) == 0
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch):
+    monkeypatch.setattr("quantlib.study.race.AT_LEAST", 0.0)
+    monkeypatch.setattr("quantlib.study.race.PAUSE", 0.0)
+
+
+def test_every_rival_has_its_rows_and_the_machine_is_kept(monkeypatch, capsys, tmp_path):
+    def not_here(contest):
+        raise ImportError("No module named 'fancy'")
+
+    monkeypatch.setitem(rivals.RIVALS, "fancy", not_here)
+    into = tmp_path / "bench.csv"
+    command = [
+        "--batch",
+        "1",
+        "2",
+        "--repeats",
+        "1",
+        "--rivals",
+        "fp32",
+        "mixed",
+        "fancy",
+        "--into",
+        str(into),
+    ]
+    assert bench.main(command) == 0
     printed = capsys.readouterr().out
-    assert "threads" in printed
-    assert [line.count("images/s") for line in printed.splitlines()[-3:]] == [1, 1, 1]
-    assert "1.00 times [1.00, 1.00]" in printed
+    assert "missing: fancy: No module named 'fancy'" in printed and printed.count("images/s") == 4
+    table = pd.read_csv(into)
+    measured = table[table["metric"] != "missing"].groupby("metric")["method"].count().to_dict()
+    assert measured == {
+        "build_seconds": 2, "first_call_seconds": 4, "images_per_second": 4, "latency_ms": 4, "speedup": 4,
+    }  # fmt: skip
+    assert (table[table["metric"] == "speedup"].query("method == 'fp32'")["value"] == 1).all()
+    origin = json.loads(into.with_suffix(".json").read_text())
+    assert origin["machine"]["threads"] >= 1 and "isa" in origin["machine"] and "torch" in origin["versions"]
 
 
-def test_an_impossible_batch_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--batch", "0"]) == 1
+def test_speeds_by_hand():
+    timings = {"a": Timing(0.4, 0.2, 0.8, (0.2, 0.4, 0.8)), "b": Timing(0.1, 0.1, 0.2, (0.1, 0.1, 0.2))}
+    found = {(row["method"], row["metric"]): row for row in bench.speeds(timings, 4)}
+    rate, delay, times = (found["b", name] for name in ("images_per_second", "latency_ms", "speedup"))
+    assert [round(rate[key], 9) for key in ("value", "low", "high", "n")] == [40, 20, 40, 3]
+    assert [round(delay[key], 9) for key in ("value", "low", "high")] == [100, 100, 200]
+    assert [round(times[key], 9) for key in ("value", "low", "high")] == [4, 2, 4]
+
+
+def test_what_is_impossible_is_one_sentence(capsys):
+    assert bench.main(["--batch", "0"]) == 1
     assert "the shipped images allow 1 to 1000" in capsys.readouterr().err
+    assert bench.main(["--rivals", "openvinno"]) == 1
+    assert "did you mean 'openvino'" in capsys.readouterr().err

@@ -19,7 +19,7 @@ def tiny(monkeypatch):
     """A small network in the place of the checkpoint; nothing kept from other tests."""
     torch.manual_seed(0)
     graph = fuse(randomize(Tiny()))
-    monkeypatch.setattr(ptq, "_graph", lambda network: graph)
+    monkeypatch.setattr(ptq, "trained_graph", lambda network: graph)
     monkeypatch.setattr(ptq, "_SETTLED", {})
     ptq._calibrated.cache_clear()
     yield graph

@@ -1,14 +1,16 @@
 """Races and their rows; the rivals: made by their own defaults, or named in one sentence where missing."""
 
 import sys
+import time
 
 import pytest
 import torch
 from torch import nn
 
 from quantlib import study
+from quantlib.errors import ConfigError
 from quantlib.study import rivals
-from quantlib.study.race import fastest, race, speed_rows
+from quantlib.study.race import fastest, first_calls, race, speed_rows
 from quantlib.subject.benchmark import Timing
 from quantlib.subject.data import Images, normalize
 from tests.quantization.networks import Tiny, randomize
@@ -45,6 +47,17 @@ def test_rows_by_hand(small_course):
     times = found["integer", "speedup"]
     assert (times["value"], times["low"], times["high"]) == (4.0, 4.0, 8.0)
     assert found["fp32", "speedup"]["value"] == 1
+
+
+def test_the_first_call_is_taken_apart():
+    calls = []
+
+    def network(x):
+        time.sleep(0.05 if not calls else 0)
+        calls.append(len(x))
+
+    found = first_calls({"a": network}, torch.zeros(1, 3, 4, 4), (1, 3))
+    assert calls == [1, 3] and found[1]["a"] >= 0.05 > found[3]["a"]
 
 
 def test_fastest_of_a_family():
@@ -96,3 +109,48 @@ def test_onnx_runtimes_own_int8_computes_nearly_what_the_model_does():
     pytest.importorskip("onnxruntime")
     model, x = small()
     assert agrees(model, x, torch.from_numpy(rivals.OnnxRuntimeInt8(model, x)(x)))
+
+
+CHEAP = [name for name in rivals.RIVALS if name not in ("fp32_compiled", "torchao_pt2e")]  # they compile
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_rival_computes_nearly_what_the_model_does():
+    model, x = small()
+    field = rivals.gather(rivals.Contest(model, images()), CHEAP)
+    assert set(field.networks) | set(field.missing) == set(CHEAP) and set(field.seconds) == set(
+        field.networks
+    )
+    with torch.no_grad():
+        wanted = model(x)
+        for name, network in field.networks.items():
+            away = (torch.as_tensor(network(x)) - wanted).abs().max()
+            limit = 1e-5 if name.endswith(("fp32", "folded")) else 0.05
+            assert away <= limit * wanted.abs().max(), name
+
+
+def test_a_rival_without_its_kernels_is_listed_with_the_reason(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr(rivals, "bfloat16_is_fast", lambda device: False)
+    names = ["fp32", "openvino", "openvino_bf16", "integer_openvino"]
+    field = rivals.gather(rivals.Contest(small()[0], images()), names)
+    assert list(field.networks) == ["fp32"] and list(field.missing) == names[1:]
+    assert "no instructions for bfloat16" in field.missing["openvino_bf16"]
+    assert "pip install quantlib[rivals]" in field.missing["integer_openvino"]
+    assert capsys.readouterr().out.count("is not here") == 3
+    with pytest.raises(ConfigError, match="did you mean 'openvino'"):
+        rivals.gather(rivals.Contest(small()[0], images()), ["openvinno"])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["fp32_compiled", "torchao_pt2e"])
+def test_compiled_rivals(name):
+    pytest.importorskip("torchao")
+    model, x = small()
+    field = rivals.gather(rivals.Contest(model, images()), [name])
+    if name in field.missing:
+        pytest.skip(field.missing[name])
+    with torch.no_grad():
+        wanted = model(x)
+    assert (field.networks[name](x) - wanted).abs().max() <= 0.05 * wanted.abs().max()

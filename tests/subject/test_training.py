@@ -16,7 +16,7 @@ from quantlib.subject.models import build
 from quantlib.subject.recipe import Recipe, load_recipe
 from quantlib.subject.training import Trainer, main
 
-torch.set_num_threads(1)  # the batches are too small to share
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = Recipe(
     name="tiny", model="resnet20", stages=((1, 16), (1, 32)), batch_size=32, learning_rate=0.05, cutout=0
 )
@@ -102,7 +102,7 @@ def test_one_cycle_by_hand() -> None:
 
 def test_recipes_are_read_and_unknown_ones_refused(tmp_path: Path) -> None:
     assert load_recipe("resnet50").model == "resnet50"
-    with pytest.raises(ConfigError, match="choose one of resnet20, resnet50"):
+    with pytest.raises(ConfigError, match="choose one of resnet20, .*resnet50, "):
         load_recipe("resnet99")
     path = tmp_path / "mine.toml"
     path.write_text('model = "resnet20"\nstages = [[1, 32]]\nmomentun = 0.9\n')

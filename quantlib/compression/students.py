@@ -1,0 +1,223 @@
+"""Students with and without a teacher, in float32 and in few bits: the runs of notebook 15, each resumable.
+
+python -m quantlib.compression.students --recipe resnet20_low_bit
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from quantlib.compression.distillation import Distillation, JointTraining, Pair, teacher_logits
+from quantlib.errors import ConfigError, QuantlibError
+from quantlib.quantization.qat import make_trainable, start_grids
+from quantlib.subject import checkpoints, data
+from quantlib.subject.campaign import side_by_side
+from quantlib.subject.data import Images
+from quantlib.subject.evaluation import Evaluation, evaluate
+from quantlib.subject.hooks import Hooks
+from quantlib.subject.layout import cache_folder
+from quantlib.subject.models import build
+from quantlib.subject.recipe import Recipe, read_settings, recipe_of
+from quantlib.subject.training import Trainer
+
+TEACHERS = ("", "answers", "joint")
+IMAGES_START = 256
+"""Training images from which the grids of a low-bit student get their first scales."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train a student.
+
+    weight_bits, activation_bits: 0 for float32; teacher: "" (none), "answers" (of the plan's trained teacher,
+    kept) or "joint" (a float32 twin that trains beside it); trained: start from the plan's trained student;
+    main: with every seed of the plan. Introduced in notebook 15.
+    """
+
+    name: str
+    weight_bits: int = 0
+    activation_bits: int = 0
+    teacher: str = ""
+    temperature: float = 1.0
+    weight: float = 0.5
+    trained: bool = False
+    main: bool = False
+
+    def __post_init__(self) -> None:
+        if self.teacher not in TEACHERS or bool(self.weight_bits) != bool(self.activation_bits):
+            raise ConfigError(
+                f"An arm has teacher '', 'answers' or 'joint', and bits for both sides or none; not {self}."
+            )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment: the recipe that every arm follows, and the arms. Introduced in notebook 15."""
+
+    recipe: Recipe
+    arms: tuple[Arm, ...]
+    teacher: str = "resnet50"
+    trained: str = "resnet20"
+    seeds: tuple[int, ...] = (0,)
+
+    def runs(self) -> list[tuple[Arm, int]]:
+        """Every (arm, seed)."""
+        return [(arm, seed) for arm in self.arms for seed in (self.seeds if arm.main else self.seeds[:1])]
+
+    def folder(self) -> Path:
+        """Where its runs are kept: another recipe or other checkpoints have another folder."""
+        known = [checkpoints.checkpoint_info(f"{name}_cifar10")["sha256"] for name in self._reads()]
+        digest = hashlib.sha256(json.dumps([asdict(self.recipe), known], sort_keys=True).encode()).hexdigest()
+        return cache_folder() / "students" / f"{self.recipe.name}-{digest[:8]}"
+
+    def _reads(self) -> list[str]:
+        teacher = [self.teacher] if any(arm.teacher == "answers" for arm in self.arms) else []
+        return teacher + ([self.trained] if any(arm.trained for arm in self.arms) else [])
+
+
+def load_plan(name_or_path: str) -> Plan:
+    """The plan of a recipe with a [students] table; ConfigError for one without, or with unknown settings."""
+    name, settings = read_settings(name_or_path)
+    table = settings.pop("students", None)
+    if not table:
+        raise ConfigError(f"{name}.toml has no [students] table.")
+    try:
+        arms = tuple(Arm(**arm) for arm in table.pop("arms"))
+        return Plan(recipe_of(name, settings), arms, seeds=tuple(table.pop("seeds", (0,))), **table)
+    except (TypeError, KeyError) as error:
+        raise ConfigError(f"[students] of {name}.toml lacks or misnames a setting: {error}.") from None
+
+
+def answers_of(plan: Plan, train: Images, root: Path) -> Tensor:
+    """The teacher's logits for every training image, collected once."""
+    path = root / "answers.pt"
+    if not path.exists():
+        root.mkdir(parents=True, exist_ok=True)
+        temporary = root / f"answers.{os.getpid()}.tmp"
+        torch.save(teacher_logits(checkpoints.load_checkpoint(plan.teacher), train), temporary)
+        os.replace(temporary, path)
+    answers: Tensor = torch.load(path, weights_only=True)
+    return answers
+
+
+def student_of(plan: Plan, arm: Arm, seed: int, train: Images) -> nn.Module:
+    """The student at its start: float or on grids, trained or random, alone or beside a joint teacher."""
+    torch.manual_seed(seed)
+    student = checkpoints.load_checkpoint(plan.trained) if arm.trained else build(plan.recipe.model)
+    if arm.weight_bits:
+        student = make_trainable(student, arm.weight_bits, arm.activation_bits)
+        start_grids(student, data.normalize(train.take(min(IMAGES_START, len(train))).pixels))
+    return Pair(student, build(plan.recipe.model)) if arm.teacher == "joint" else student
+
+
+def hooks_of(plan: Plan, arm: Arm, train: Images, root: Path) -> Hooks:
+    """What the arm adds to the training."""
+    if arm.teacher == "answers":
+        return Distillation(answers_of(plan, train, root), arm.temperature, arm.weight)
+    return JointTraining(arm.temperature, arm.weight) if arm.teacher == "joint" else Hooks()
+
+
+def trained_student(plan: Plan, arm: Arm, seed: int, root: Path, train: Images) -> nn.Module:
+    """The student that a finished run left behind, in eval mode; a low-bit one still has its grids."""
+    model = student_of(plan, arm, seed, train)
+    path = root / folder_name(arm, seed) / "best.pt"
+    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return (model.student if isinstance(model, Pair) else model).eval()
+
+
+def folder_name(arm: Arm, seed: int) -> str:
+    """The folder of a run."""
+    return f"{arm.name.replace(',', '').replace(' ', '_')}-{seed}"
+
+
+def run_one(plan: Plan, root: Path, data_root: str | None, run: tuple[Arm, int]) -> dict[str, Any]:
+    """Train one student to its end, or go on with it, or only read its result.
+
+    {"arm", "seed", "validation_accuracy", "seconds", "predictions": one digit for each test image}. What the
+    trainer says goes into output.txt. Introduced in notebook 15.
+    """
+    arm, seed = run
+    folder = root / folder_name(arm, seed)
+    path = folder / "result.json"
+    if path.exists():
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+    folder.mkdir(parents=True, exist_ok=True)
+    train, validation, test = (
+        data.load(split, "full", data_root) for split in ("train", "validation", "test")
+    )
+    recipe = replace(plan.recipe, name=folder.name, seed=seed)
+    with (folder / "output.txt").open("a") as file, contextlib.redirect_stdout(file):
+        Trainer(
+            recipe, train, validation, folder,
+            model=student_of(plan, arm, seed, train), hooks=hooks_of(plan, arm, train, root),
+        ).run()  # fmt: skip
+    state = torch.load(folder / "state.pt", map_location="cpu", weights_only=False)
+    digits = evaluate(trained_student(plan, arm, seed, root, train), test).predictions
+    result = {
+        "arm": arm.name, "seed": seed, "validation_accuracy": state["best"], "seconds": state["seconds"],
+        "predictions": "".join(map(str, digits)),
+    }  # fmt: skip
+    (folder / "state.pt").unlink()
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result))
+    os.replace(temporary, path)
+    return result
+
+
+def run_plan(
+    plan: Plan, workers: int = 1, root: Path | None = None, data_root: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """Train every student of the plan and yield each result; killed, it goes on where it stopped."""
+    root = root or plan.folder()
+    if any(arm.teacher == "answers" for arm in plan.arms):
+        answers_of(plan, data.load("train", "full", data_root), root)  # once, before the workers ask for it
+    for _, result in side_by_side(plan.runs(), partial(run_one, plan, root, data_root), workers):
+        yield result
+
+
+def evaluation_of(result: dict[str, Any], data_root: str | None = None) -> Evaluation:
+    """The Evaluation behind a result, on all test images. Introduced in notebook 15."""
+    predictions = np.frombuffer(result["predictions"].encode(), np.uint8).astype(np.int64) - ord("0")
+    return Evaluation.of(predictions, data.load("test", "full", data_root).labels.numpy())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit status is 0, 1 after an error, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", default="resnet20_student", help="a recipe with a [students] table")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs side by side")
+    parser.add_argument("--folder", type=Path, help="where the runs are kept (default: the user's cache)")
+    parser.add_argument("--data", help="folder of CIFAR-10 (default: found or fetched)")
+    options = parser.parse_args(argv)
+    try:
+        plan = load_plan(options.recipe)
+        folder, count = options.folder or plan.folder(), len(plan.runs())
+        print(f"{count} runs, {options.workers} side by side; state in {folder}", flush=True)
+        for place, result in enumerate(run_plan(plan, options.workers, folder, options.data), 1):
+            accuracy = evaluation_of(result, options.data)
+            said = f"{result['arm']}, seed {result['seed']}: {accuracy}, {result['seconds'] / 60:.1f} min"
+            print(f"{place}/{count}  {said}", flush=True)
+    except KeyboardInterrupt:
+        print("\nstopped; every run is saved, and the same command goes on from there")
+        return 130
+    except QuantlibError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""How a low-bit network is set up: which tensor gets how many bits, and on which grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx
+
+from quantlib.quantization.graph import kind, module_of
+from quantlib.quantization.qconfig import QConfig, Scheme, check_name
+from quantlib.quantization.sites import is_site, site_name, source
+
+ENDS = ("8", "same")
+"""The first and the last layer: 8 bits in weights and input, as most papers do, or the same as all others."""
+
+FLOAT_BITS = 32
+"""So many bits mean: left in float32."""
+
+Widths = int | Mapping[str, int]
+
+
+def weight_scheme(bits: int, ratios: int = 100) -> Scheme | None:
+    """Signed weights without a zero point, one scale per channel, of least squared error.
+
+    All 2**bits integers are used below 8 bits: of four values, giving one up as for int8 would cost a
+    quarter (notebook 05 shows what -128 costs; -2 costs nothing). Introduced in notebook 10.
+
+    >>> weight_scheme(2).observer_instance().quant_min
+    -2
+    """
+    if bits == FLOAT_BITS:
+        return None
+    return Scheme(
+        bits, symmetric=True, per_channel=True, narrow_range=bits == 8, observer="mse",
+        options={"ratios": ratios},
+    )  # fmt: skip
+
+
+def activation_scheme(bits: int) -> Scheme | None:
+    """Unsigned activations with a zero point, one range per tensor, of least squared error. Notebook 10."""
+    return None if bits == FLOAT_BITS else Scheme(bits, observer="mse")
+
+
+def low_bit_qconfig(
+    graph: fx.Graph, weight: Widths, activation: Widths, ends: str = "8", ratios: int = 100
+) -> QConfig:
+    """The QConfig that gives each layer's weight and each tensor its width; 32 leaves it in float32.
+
+    weight: one width, or one for each layer by name; activation: one, or one for each tensor by the name of
+    the operator that makes it, "input" included. ends: one of ENDS; "8" overrides the other two for the
+    first and the last layer and what they read. Raises ConfigError for another `ends`, or a name that the
+    graph does not have. Introduced in notebook 10.
+    """
+    check_name(ends, ENDS, "ends")
+    layers = [site_name(node) for node in graph.nodes if kind(node) in ("conv", "linear")]
+    sites = [site_name(node) for node in graph.nodes if is_site(node)]
+    of_weight, of_activation = _each(weight, layers, "layer"), _each(activation, sites, "tensor")
+    if ends == "8":
+        for node in first_and_last(graph):
+            of_weight[site_name(node)] = 8 if of_weight[site_name(node)] != FLOAT_BITS else FLOAT_BITS
+            read = site_name(source(node.args[0]))  # type: ignore[arg-type]
+            of_activation[read] = 8 if of_activation[read] != FLOAT_BITS else FLOAT_BITS
+    by_name = {
+        name: QConfig(
+            weight_scheme(of_weight.get(name, FLOAT_BITS), ratios),
+            activation_scheme(of_activation.get(name, FLOAT_BITS)),
+        )
+        for name in dict.fromkeys([*layers, *sites])
+    }
+    return QConfig(None, None, by_name=by_name)
+
+
+def _each(widths: Widths, names: list[str], what: str) -> dict[str, int]:
+    if isinstance(widths, int):
+        return dict.fromkeys(names, widths)
+    for name in widths:
+        check_name(name, names, what)
+    return {name: widths.get(name, FLOAT_BITS) for name in names}
+
+
+def first_and_last(graph: fx.Graph) -> tuple[fx.Node, fx.Node]:
+    """The first and the last layer with weights."""
+    layers = [node for node in graph.nodes if kind(node) in ("conv", "linear")]
+    return layers[0], layers[-1]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How much there is of everything, for one image.
+
+    weights: numbers in each layer's weight; activations: numbers in each tensor that gets a grid;
+    macs: multiplications of each layer. Introduced in notebook 10.
+    """
+
+    weights: dict[str, int] = field(default_factory=dict)
+    activations: dict[str, int] = field(default_factory=dict)
+    macs: dict[str, int] = field(default_factory=dict)
+
+
+def counts(graph: fx.GraphModule, example: Tensor) -> Counts:
+    """Count weights, activations and multiplications of a canonical graph for one image of `example`.
+
+    Introduced in notebook 10.
+    """
+    found = Counts()
+
+    class Counting(fx.Interpreter):
+        """Runs the graph and counts on the way."""
+
+        def run_node(self, n: fx.Node) -> object:
+            value = super().run_node(n)
+            name = site_name(n) if n.op != "output" else ""
+            if n.op != "output" and is_site(n):
+                found.activations[name] = value[0].numel()
+            if kind(n) in ("conv", "linear"):
+                weight: Tensor = module_of(n).weight  # type: ignore[assignment]
+                found.weights[name] = weight.numel()
+                found.macs[name] = weight.numel() * (value.shape[2:].numel() if value.dim() == 4 else 1)
+            return value
+
+    with torch.no_grad():
+        Counting(graph).run(example[:1])
+    return found

@@ -1,0 +1,50 @@
+"""Bias correction: rounding shifts the mean of a layer's output, and the bias can take the shift back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from quantlib.errors import ConfigError
+from quantlib.quantization.reconstruction.engine import CHUNK, through
+from quantlib.quantization.reconstruction.network import LowBitNetwork
+from quantlib.quantization.reconstruction.units import Unit, blocks
+from quantlib.quantization.sites import site_name
+from quantlib.quantization.workflow import Prepared
+
+
+def correct_bias(prepared: Prepared, batches: Iterable[Any], kind: str = "mixed") -> Prepared:
+    """A copy whose biases make the mean of every output channel what it is in the float network.
+
+        b' = b + mean(float output) - mean(low-bit output)     over images and pixels, before the ReLU
+
+    Layer after layer, so that each one sees what the corrected ones before it make; needs images, no labels
+    and no batch norm (the empirical form). A layer without a bias stays without.
+    `kind`: as in `convert`. Raises ConfigError without images. Source: Nagel et al. 2019, section 4.2 and
+    appendix D. Introduced in notebook 10.
+    """
+    shown = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
+    if not shown:
+        raise ConfigError("correct_bias got no batches; pass an iterable with at least one.")
+    network = LowBitNetwork(prepared, kind)
+    exact = low = torch.cat(shown)
+    for block in blocks(prepared.graph):
+        for node in block.layers:
+            bias = network.biases.get(site_name(node))
+            if bias is not None:
+                bias += _mean(network, block, node, exact, False) - _mean(network, block, node, low, True)
+        exact, low = through(network, block, exact, low_bit=False), through(network, block, low)
+    return network.finish()
+
+
+@torch.no_grad()
+def _mean(network: LowBitNetwork, block: Unit, node: fx.Node, x: Tensor, low_bit: bool) -> Tensor:
+    """Mean of each output channel of a layer, over all images and pixels."""
+    sums, count = torch.zeros(()), 0
+    for part in x.split(CHUNK):
+        y = network.before_relu(block, part.float(), node, low_bit).transpose(0, 1).flatten(1)
+        sums, count = sums + y.double().sum(1), count + y.shape[1]
+    return (sums / count).float()

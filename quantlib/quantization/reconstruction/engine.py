@@ -1,0 +1,296 @@
+"""One engine for AdaRound, BRECQ, QDrop and learned ranges: unit by unit, the twin learns its output."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quantlib.errors import ConfigError, NonFiniteError
+from quantlib.progress import progress
+from quantlib.quantization.qconfig import check_name
+from quantlib.quantization.reconstruction.network import LowBitNetwork
+from quantlib.quantization.reconstruction.ranges import spared
+from quantlib.quantization.reconstruction.rounding import SoftRounding
+from quantlib.quantization.reconstruction.store import Store
+from quantlib.quantization.reconstruction.units import GRANULARITIES, Unit, pieces, split
+from quantlib.quantization.sites import site_name
+from quantlib.quantization.workflow import Prepared
+
+CHUNK = 32
+"""Images that go through a unit together when nothing is trained."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is learned, on what at a time, and for how long.
+
+    granularity: "layer" (AdaRound), "block" (BRECQ) or "network"; rounding: learn which way each weight
+    goes; drop: share of activations left unrounded while training (QDrop: 0.5); ranges: learn the scales of
+    the activations (LSQ); scales: learn those of the weights; biases: learn the biases as well.
+    iterations a unit, of `batch_size` images; the rates are Adam's at the start, those of scales and biases
+    fall with a cosine. strength, warm_up, beta: the penalty on undecided weights, absent during the first
+    share `warm_up`, then with an exponent that falls from beta[0] to beta[1]; AIMET's and BRECQ's constants.
+    Their 20,000 iterations at rate 0.001 become 1,000 at 0.01 here: a rate of None goes with the number of
+    iterations, so that a short run gets about as far (see `rates`). Introduced in notebook 10.
+    """
+
+    granularity: str = "block"
+    rounding: bool = True
+    drop: float = 0.0
+    ranges: bool = False
+    scales: bool = False
+    biases: bool = False
+    iterations: int = 1000
+    batch_size: int = 32
+    rate: float | None = None
+    rate_scales: float | None = None
+    strength: float = 0.01
+    warm_up: float = 0.2
+    beta: tuple[float, float] = (20.0, 2.0)
+
+    def __post_init__(self) -> None:
+        check_name(self.granularity, GRANULARITIES, "granularity")
+        if not 0 <= self.drop < 1 or not 0 <= self.warm_up < 1:
+            raise ConfigError("drop and warm_up are shares, 0 or more and below 1.")
+        if self.iterations < 1 or self.batch_size < 1:
+            raise ConfigError("A recipe needs at least one iteration of at least one image.")
+
+    def rates(self) -> tuple[float, float]:
+        """Adam's rates for the rounding, and for scales and biases: 10 and 1 over the iterations if None."""
+        rate = min(0.05, 10 / self.iterations) if self.rate is None else self.rate
+        slow = min(0.01, 1 / self.iterations) if self.rate_scales is None else self.rate_scales
+        return rate, slow
+
+    def exponent(self, step: int) -> float | None:
+        """The penalty's exponent at a step; None while it warms up."""
+        begin = self.warm_up * self.iterations
+        if step < begin:
+            return None
+        start, end = self.beta
+        return end + (start - end) * max(0.0, 1 - (step - begin) / (self.iterations - begin))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What reconstruction did to one unit: its error on the images before and after, relative to its output.
+
+    error: sum |output - float output|^2 / sum |float output|^2, with nearest rounding and the ranges it
+    started from, and as learned; kept: whether what was learned is used, False where it was no better.
+    """
+
+    unit: str
+    error_before: float
+    error_after: float
+    kept: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """The network, ready for `convert`, and a Report for each unit in order."""
+
+    prepared: Prepared
+    reports: list[Report]
+
+    @property
+    def minutes(self) -> float:
+        """What learning took; units that were found in the store count with the time they once took."""
+        return sum(report.seconds for report in self.reports) / 60
+
+
+def reconstruct(
+    prepared: Prepared,
+    batches: Iterable[Any],
+    recipe: Recipe | None = None,
+    kind: str = "mixed",
+    seed: int = 0,
+    store: Store | None = None,
+    only: Sequence[str] | None = None,
+) -> Reconstruction:
+    """Learn the rounding of a calibrated network, unit by unit, from images without labels.
+
+        minimize over rounding (and ranges)   mean over images, pixels of  sum over channels (low - float)^2
+
+    Each unit reads what the low-bit units before it make and is asked for the float network's output. What
+    enters and leaves a unit is kept in half precision. A unit never ends worse on `batches` than nearest
+    rounding: where it would, it keeps that. `kind`: as in `convert`, it decides which tensors are rounded.
+    `store`: finished units are kept there, and found there again. `only`: names of the units to learn.
+    Raises NotCalibratedError before calibrate, ConfigError for an unknown kind or unit or without images,
+    NonFiniteError when a unit's output is not finite. Sources: Nagel et al. 2020 (AdaRound), Li et al. 2021
+    (BRECQ), Wei et al. 2022 (QDrop), Esser et al. 2020 (LSQ). Introduced in notebook 10.
+    """
+    recipe = recipe or Recipe()
+    network = LowBitNetwork(prepared, kind)
+    shown = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
+    if not shown:
+        raise ConfigError("reconstruct got no batches; pass an iterable with at least one.")
+    exact = low = torch.cat(shown)
+    blocks = pieces(prepared.graph, recipe.granularity)
+    for name in only or ():
+        check_name(name, [block.name for block in blocks], "unit")
+    reports: list[Report] = []
+    for place, block in enumerate(progress(blocks, "reconstruct", len(blocks), "unit")):
+        wanted = through(network, block, exact, low_bit=False)
+        if only is None or block.name in only:
+            rng = np.random.default_rng([seed, place])
+            reports += _block(network, block, (low, exact, wanted), recipe, rng, store)
+        exact = wanted
+        if place + 1 < len(blocks):
+            low = through(network, block, low)
+    return Reconstruction(network.finish(), reports)
+
+
+Tensors = tuple[Tensor, Tensor, Tensor]
+"""What enters a unit in the twin, what enters it in the float network, and what the float network makes."""
+
+
+def _block(
+    network: LowBitNetwork, block: Unit, tensors: Tensors, recipe: Recipe, rng: np.random.Generator,
+    store: Store | None,
+) -> list[Report]:  # fmt: skip
+    """Learn a block, whole or layer by layer, or take what the store has of it."""
+    found = None if store is None else store.get(block.name)
+    if found is not None:
+        network.load_state(block, found[0])
+        return [Report(**report) for report in found[1]["units"]]
+    low, exact, wanted = tensors
+    reports = []
+    for unit in split(block, recipe.granularity):
+        own = tensors
+        if unit is not block:
+            own = (
+                through(network, block, low, until=unit.source),
+                through(network, block, exact, low_bit=False, until=unit.source),
+                through(network, block, exact, low_bit=False, until=unit.result),
+            )
+        reports.append(_learn(network, unit, own, recipe, rng))
+    if store is not None:
+        store.put(block.name, network.state(block), {"units": [asdict(report) for report in reports]})
+    return reports
+
+
+def _learn(
+    network: LowBitNetwork, unit: Unit, tensors: Tensors, recipe: Recipe, rng: np.random.Generator
+) -> Report:
+    """Train one unit; back to where it was if that did not help."""
+    began, low, wanted = time.perf_counter(), tensors[0], tensors[2]
+    before, start = error(network, unit, low, wanted), network.state(unit)
+    _train(network, unit, tensors, recipe, rng)
+    after = error(network, unit, low, wanted)
+    kept = after < before
+    if not kept:
+        network.load_state(unit, start)
+    return Report(unit.name, before, min(before, after), kept, time.perf_counter() - began)
+
+
+def _train(
+    network: LowBitNetwork, unit: Unit, tensors: Tensors, recipe: Recipe, rng: np.random.Generator
+) -> None:
+    """The iterations of one unit; the network holds what was learned afterwards."""
+    low, exact, wanted = tensors
+    names = [site_name(node) for node in unit.layers if site_name(node) in network.weights]
+    optimizer, schedule = _prepare(network, unit, names, recipe, rng)
+    for step in range(recipe.iterations):
+        drawn = rng.choice(len(low), min(recipe.batch_size, len(low)), replace=False)
+        chosen = torch.from_numpy(np.sort(drawn))
+        x = _loaded(low, chosen)
+        if recipe.drop:
+            x = torch.where(spared(x, recipe.drop, rng), _loaded(exact, chosen), x)
+        loss = (network.run(unit, x) - _loaded(wanted, chosen)).square().sum(1).mean()
+        beta = recipe.exponent(step)
+        if beta is not None and recipe.rounding:
+            for name in names:
+                loss = loss + recipe.strength * network.soft[name].penalty(beta)
+        optimizer.zero_grad()
+        loss.backward()
+        schedule(step)
+        optimizer.step()
+    _decide(network, unit, names)
+
+
+def _prepare(
+    network: LowBitNetwork, unit: Unit, names: list[str], recipe: Recipe, rng: np.random.Generator
+) -> tuple[torch.optim.Optimizer, Callable[[int], None]]:
+    """Make the unit trainable; the optimizer, and what sets its rates at a step."""
+    fast: list[Tensor] = []
+    slow: list[Tensor] = []
+    for name in names:
+        if recipe.rounding:
+            weight = network.graph.get_submodule(name).weight
+            network.soft[name] = soft = SoftRounding(weight, network.grids[name], recipe.scales)  # type: ignore[arg-type]
+            fast.append(soft.logits)
+            slow += [soft.log_scale] if recipe.scales else []
+        bias = network.biases[name]
+        if recipe.biases and bias is not None:
+            slow.append(bias.requires_grad_())
+    for learned in network.ranges_of(unit).values():
+        learned.train()
+        learned.drop, learned.rng = recipe.drop, rng
+        learned.log_scale.requires_grad_(recipe.ranges)
+        slow += [learned.log_scale] if recipe.ranges else []
+    rate, rate_slow = recipe.rates()
+    groups = [{"params": fast, "lr": rate}, {"params": slow, "lr": rate_slow}]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise ConfigError("This recipe learns nothing: set rounding, ranges or biases.")
+    optimizer = torch.optim.Adam(groups, fused=True)
+
+    def schedule(step: int) -> None:
+        if slow:
+            fall = (1 + math.cos(math.pi * step / recipe.iterations)) / 2
+            optimizer.param_groups[-1]["lr"] = rate_slow * fall
+
+    return optimizer, schedule
+
+
+@torch.no_grad()
+def _decide(network: LowBitNetwork, unit: Unit, names: list[str]) -> None:
+    """Every weight takes the side that it leans to; nothing is trained any more."""
+    for name in names:
+        if name in network.soft:
+            network.weights[name], network.grids[name] = network.soft.pop(name).decided()
+        bias = network.biases[name]
+        network.biases[name] = None if bias is None else bias.detach()
+    for learned in network.ranges_of(unit).values():
+        learned.eval()
+        learned.log_scale.requires_grad_(False)
+
+
+@torch.no_grad()
+def through(network: LowBitNetwork, unit: Unit, x: Tensor, low_bit: bool = True, until: Any = None) -> Tensor:
+    """What a unit makes of all images, in half precision where that can hold it. Notebook 10."""
+    if until is unit.source and not (low_bit and unit.source.op == "placeholder"):
+        return x
+    parts = []
+    for part in x.split(CHUNK):
+        y = network.run(unit, part.float(), low_bit, until)
+        largest = float(y.abs().max())
+        if not math.isfinite(largest):
+            raise NonFiniteError(
+                f"The output of {unit.name} is not finite; look for NaN in weights or images."
+            )
+        parts.append(y.half() if largest < 6e4 else y)
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def error(network: LowBitNetwork, unit: Unit, low: Tensor, wanted: Tensor) -> float:
+    """sum |output - wanted|^2 / sum |wanted|^2 of a unit of the twin, over all images. Notebook 10."""
+    noise = signal = 0.0
+    for x, target in zip(low.split(CHUNK), wanted.split(CHUNK), strict=True):
+        noise += float((network.run(unit, x.float()) - target).square().sum())
+        signal += float(target.float().square().sum())
+    return noise / signal if signal else noise
+
+
+def _loaded(stored: Tensor, chosen: Tensor) -> Tensor:
+    """Some images of a stored tensor, in float32 and with the channels last, which convolutions like."""
+    x = stored[chosen].float()
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x

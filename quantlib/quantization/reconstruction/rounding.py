@@ -1,0 +1,103 @@
+"""Rounding that is learned: each weight goes up or down, and the data say which (AdaRound)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantlib.quantization.affine import QParams, quantize
+
+GAMMA, ZETA = -0.1, 1.1
+"""The sigmoid is stretched to this range and clipped to 0..1, so that both ends can be reached."""
+
+
+def rectified_sigmoid(logits: Tensor) -> Tensor:
+    """h = clamp(sigmoid(v) * (ZETA - GAMMA) + GAMMA, 0, 1). Source: Nagel et al. 2020. Notebook 10.
+
+    >>> rectified_sigmoid(torch.tensor([-9.0, 0.0, 9.0])).tolist()
+    [0.0, 0.5, 1.0]
+    """
+    return (torch.sigmoid(logits) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+
+def logits_of(share: Tensor) -> Tensor:
+    """The v with rectified_sigmoid(v) == share, for shares in 0..1. Introduced in notebook 10."""
+    return -torch.log((ZETA - GAMMA) / (share - GAMMA) - 1)
+
+
+class _Soft(torch.autograd.Function):
+    """clamp(floor + h(v), low, high) in one pass each way: five of torch's own would double the time."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, floor: Tensor, low: float, high: float) -> Tensor:
+        sigmoid = torch.sigmoid(logits)
+        share = (sigmoid * (ZETA - GAMMA)).add_(GAMMA).clamp_(0, 1)
+        ctx.save_for_backward(sigmoid, floor)
+        ctx.ends = low, high
+        levels: Tensor = share.add_(floor).clamp_(low, high)
+        return levels
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        sigmoid, floor = ctx.saved_tensors
+        low, high = ctx.ends
+        # Beyond these two the stretched sigmoid is clipped; outside the grid the rounding changes nothing.
+        moves = (sigmoid > -GAMMA / (ZETA - GAMMA)) & (sigmoid < (1 - GAMMA) / (ZETA - GAMMA))
+        moves &= (floor >= low) & (floor < high)
+        slope = (sigmoid * (1 - sigmoid)).mul_(ZETA - GAMMA).mul_(moves)
+        return slope.mul_(grads[0]), None, None, None
+
+
+class SoftRounding(nn.Module):
+    """A weight between its two neighbours on the grid, so that a gradient can choose one of them.
+
+        w = scale * clamp(floor(w / scale) + h(v), quant_min - zero_point, quant_max - zero_point)
+
+    It starts where h(v) is the fraction of w / scale: at the float weight itself. `learn_scale` trains the
+    scale with it, one factor per scale, as exp(log_scale); the integers then stay those of the first scale.
+    Sources: Nagel et al. 2020 (AdaRound); for the scale, Jeon et al. 2023 (Genie). Introduced in notebook 10.
+    """
+
+    floor: Tensor
+
+    def __init__(self, weight: Tensor, grid: QParams, learn_scale: bool = False) -> None:
+        super().__init__()
+        self.grid = grid
+        scale, zero_point = grid.along(weight)
+        levels = weight.detach() / scale
+        self.register_buffer("floor", levels.floor())
+        self.ends = (grid.quant_min - zero_point).float(), (grid.quant_max - zero_point).float()
+        self.bounds = float(self.ends[0].min()), float(self.ends[1].max())
+        self.logits = nn.Parameter(logits_of(levels - self.floor))
+        self.log_scale = nn.Parameter(torch.zeros_like(scale), requires_grad=learn_scale)
+        self.scale = scale
+
+    def forward(self) -> Tensor:
+        """The soft weight, float32, in the shape of the weight."""
+        levels = _Soft.apply(self.logits, self.floor, *self.bounds)
+        scale = self.scale * self.log_scale.exp() if self.log_scale.requires_grad else self.scale
+        return levels * scale
+
+    def penalty(self, beta: float) -> Tensor:
+        """How open the weights are: sum of 1 - |2 h(v) - 1|**beta; a large beta minds only the middle."""
+        distance = (2 * rectified_sigmoid(self.logits) - 1).abs()
+        return (1 - distance.pow(beta)).sum()
+
+    @torch.no_grad()
+    def decided(self) -> tuple[Tensor, QParams]:
+        """The weight with every choice made, and its grid."""
+        levels = torch.maximum(self.floor + (self.logits >= 0), self.ends[0])
+        levels = torch.minimum(levels, self.ends[1])
+        scale = self.scale * self.log_scale.exp()
+        grid = QParams(
+            scale.reshape(self.grid.scale.shape), self.grid.zero_point,
+            self.grid.quant_min, self.grid.quant_max, self.grid.axis,
+        )  # fmt: skip
+        return levels * scale, grid
+
+
+def integers(weight: Tensor, grid: QParams) -> Tensor:
+    """The integers of a weight that lies on its grid. Introduced in notebook 10."""
+    return quantize(weight.detach(), grid)

@@ -1,0 +1,55 @@
+"""Mixed precision without labels: what each layer's bits cost, and how a budget is spent on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import fx
+
+from quantlib.quantization.allocation import Table, allocate
+from quantlib.quantization.low_bits import activation_scheme, weight_scheme
+from quantlib.quantization.qconfig import QConfig
+from quantlib.quantization.sensitivity import layer_sensitivity
+from quantlib.quantization.workflow import Prepared, prepare
+from quantlib.subject.data import Images, batches
+
+
+def label_free_costs(
+    graph: fx.GraphModule, images: Images, widths: Sequence[int], part: str, seen: Prepared | None = None
+) -> dict[str, dict[int, float]]:
+    """What each layer's bits cost: the rise of the cross-entropy against the float network's own answers.
+
+    costs[layer][bits], never below 0, for weights or for activations (`part`, whose ranges come from the
+    calibrated `seen`). No label is used: the float network's predictions stand in for them.
+    Introduced in notebook 10.
+    """
+    with torch.no_grad():
+        answers = torch.cat([graph(x).argmax(1) for x, _ in batches(images)])
+    own = replace(images, labels=answers)
+    found: dict[str, dict[int, float]] = {}
+    for bits in widths:
+        scheme = weight_scheme(bits, ratios=10) if part == "weight" else activation_scheme(bits)
+        prepared = prepare(graph, QConfig(scheme, None) if part == "weight" else QConfig(None, scheme))
+        for name in prepared.activations:
+            assert seen is not None
+            prepared.set_observer(name, seen.activations[name].with_bits(bits))
+        for row in layer_sensitivity(prepared, own, part).layers:
+            found.setdefault(row.layer, {})[bits] = max(row.loss_rise, 0.0)
+    return found
+
+
+def spend(costs: Table, sizes: Mapping[str, int], average: float) -> dict[str, int]:
+    """The allocation of least cost whose average width, weighted by `sizes`, is no more than `average`.
+
+    Introduced in notebook 10.
+    """
+    table = {name: {bits: sizes[name] * bits for bits in choices} for name, choices in costs.items()}
+    return allocate(costs, table, int(average * sum(sizes[name] for name in costs)))
+
+
+def allocation(weight: Mapping[str, int], activation: Mapping[str, int]) -> str:
+    """Two allocations as the value of a setting's column. Introduced in notebook 10."""
+    return json.dumps({"weight": dict(weight), "activation": dict(activation)}, sort_keys=True)

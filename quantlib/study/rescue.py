@@ -1,0 +1,214 @@
+"""The ladder of rescue methods: bits and a method, from plain data to predictions and minutes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import fx
+
+from quantlib.quantization.equalization import equalize, unbalance
+from quantlib.quantization.low_bits import counts, low_bit_qconfig
+from quantlib.quantization.observers import Observer
+from quantlib.quantization.qconfig import QConfig, Scheme, check_name
+from quantlib.quantization.reconstruction import Recipe, Report, Store, correct_bias, reconstruct
+from quantlib.quantization.workflow import Prepared, calibrate, convert, prepare
+from quantlib.study import ptq
+from quantlib.study.ptq import predictions_of, split_images
+from quantlib.study.sweep import Setting, code_digest
+from quantlib.subject.data import Images, batches
+from quantlib.subject.evaluation import Evaluation, evaluate
+from quantlib.subject.layout import cache_folder
+
+
+@dataclass(frozen=True)
+class Method:
+    """Steps in their order: equalize, learn by the recipe's options, correct the biases."""
+
+    equalize: bool = False
+    recipe: Mapping[str, Any] | None = None
+    bias: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "nearest": Method(),
+    "equalization": Method(equalize=True),
+    "bias_correction": Method(bias=True),
+    "learned_ranges": Method(recipe={"rounding": False, "ranges": True}),
+    "adaround": Method(recipe={"granularity": "layer"}),
+    "brecq": Method(recipe={}),
+    "brecq_ranges": Method(recipe={"ranges": True}),
+    "qdrop": Method(recipe={"drop": 0.5, "ranges": True}),
+    "brecq_all": Method(recipe={"ranges": True, "scales": True, "biases": True}),
+    "qdrop_all": Method(recipe={"drop": 0.5, "ranges": True, "scales": True, "biases": True}),
+    "equalized_all": Method(True, {"ranges": True, "scales": True, "biases": True}),
+    "all_corrected": Method(recipe={"ranges": True, "scales": True, "biases": True}, bias=True),
+}
+"""Every method of the ladder, single ones first, then stacked. Introduced in notebook 10."""
+
+RESCUE: dict[str, Any] = {
+    "rescue": "nearest", "bits_weight": 4, "bits_fc": 4, "bits_activation": 4, "allocation": "uniform",
+    "ends": "8", "kind": "mixed", "spread": 1.0, "iterations": 0, "draw": 0,
+}  # fmt: skip
+"""Every column of a setting, with what it is when nothing is said.
+
+rescue: one of METHODS; bits_*, ends, kind, draw: as in `quantlib.study.ptq.SETTING`, but ends at 8 bits and
+adds in float32 ("mixed") unless said, which is how the published numbers are meant; allocation: "uniform",
+or JSON of {"weight": {layer: bits}, "activation": {tensor: bits}}; spread: how badly the channels are scaled
+on purpose beforehand, 1 for not at all; iterations of a unit, for the methods that learn.
+"""
+
+
+def rescue_setting(**columns: Any) -> dict[str, Any]:
+    """RESCUE with some columns changed; bits_fc follows bits_weight unless given. ConfigError if unknown.
+
+    Methods that learn nothing have 0 iterations, whatever is said. Introduced in notebook 10.
+
+    >>> rescue_setting(rescue="bias_correction", bits_weight=3, iterations=500)["iterations"]
+    0
+    """
+    for name in columns:
+        check_name(name, RESCUE, "column of a setting")
+    columns.setdefault("bits_fc", columns.get("bits_weight", RESCUE["bits_weight"]))
+    chosen = {**RESCUE, **columns}
+    check_name(chosen["rescue"], METHODS, "method")
+    if METHODS[chosen["rescue"]].recipe is None:
+        chosen["iterations"] = 0
+    return chosen
+
+
+@dataclass(frozen=True)
+class Rescue:
+    """Evaluates settings of one trained network; called with one, it gives predictions, minutes and reports.
+
+    Small, and loads what it needs when first used, so that it can be sent to a worker. Finished units are
+    kept in the user's cache, folder "rescue", and found there by whoever asks for the same. `only`: names of
+    the units that are learned, None for all. Otherwise as `PostTraining`. Introduced in notebook 10.
+    """
+
+    source: str
+    images_calibration: int
+    images_test: int
+    images_validation: int = 0
+    network: str = "resnet50"
+    ratios: int = 100
+    batch_size: int = 32
+    only: tuple[str, ...] | None = None
+
+    def __call__(self, chosen: Setting) -> dict[str, Any]:
+        """Predictions of the test images (and validation images, if any), minutes, and a list a unit."""
+        prepared, minutes, reports = self.rescued(chosen)
+        network = convert(prepared, chosen["kind"])
+        found = {split: predictions_of(evaluate(network, self.images(split))) for split in self._splits()}
+        units = [
+            [each.unit, each.error_before, each.error_after, each.kept, each.seconds] for each in reports
+        ]
+        return {**found, "minutes": minutes, "units": units}
+
+    def _splits(self) -> list[str]:
+        return ["test", *(["validation"] if self.images_validation else [])]
+
+    def images(self, split: str) -> Images:
+        """The images of a split that this job classifies, or learns from."""
+        return split_images(split, self.source, getattr(self, f"images_{split}"), 0)
+
+    def evaluation(self, result: Setting, split: str = "test") -> Evaluation:
+        """The Evaluation behind a result."""
+        return Evaluation.of(ptq.classes(result[split]), self.images(split).labels.numpy())
+
+    def rescued(self, chosen: Setting) -> tuple[Prepared, float, list[Report]]:
+        """The network of a setting, ready for `convert`; the minutes that the method took; its reports."""
+        method, learning, reports = METHODS[chosen["rescue"]], 0.0, []
+        prepared = self.prepared(chosen)
+        began = time.perf_counter()
+        shown = [x for x, _ in batches(self._calibration(chosen))]
+        if method.recipe is not None:
+            recipe = Recipe(iterations=chosen["iterations"], batch_size=self.batch_size, **method.recipe)
+            store = Store(cache_folder() / "rescue" / self.digest(chosen))
+            found = reconstruct(prepared, shown, recipe, chosen["kind"], chosen["draw"], store, self.only)
+            prepared, learning, reports = found.prepared, found.minutes, found.reports
+            began = time.perf_counter()
+        if method.bias:
+            prepared = correct_bias(prepared, shown, chosen["kind"])
+        own = (time.perf_counter() - began) / 60 if method.bias else 0.0
+        return prepared, learning + own, reports
+
+    def prepared(self, chosen: Setting) -> Prepared:
+        """Observers in place and calibrated, before anything is learned."""
+        equalized = METHODS[chosen["rescue"]].equalize
+        graph = _network(self.network, chosen["spread"], equalized)
+        prepared = prepare(graph, self.qconfig(chosen, graph))
+        for name, observer in prepared.weights.items():
+            key = (self.network, chosen["spread"], equalized, name, observer.bits, self.ratios)
+            if key not in _SETTLED:
+                _SETTLED[key] = observer.settle()
+            prepared.weights[name] = _SETTLED[key]
+        drawn = (self.source, self.images_calibration, chosen["draw"])
+        seen = _seen(self.network, chosen["spread"], equalized, *drawn)
+        for name, observer in prepared.activations.items():
+            prepared.set_observer(name, seen.activations[name].with_bits(observer.bits))
+        return prepared
+
+    def qconfig(self, chosen: Setting, graph: fx.GraphModule) -> QConfig:
+        """The QConfig of a setting."""
+        if chosen["allocation"] != "uniform":
+            widths = json.loads(chosen["allocation"])
+            return low_bit_qconfig(
+                graph.graph, widths["weight"], widths["activation"], chosen["ends"], self.ratios
+            )
+        weight = dict.fromkeys(counted(self.network).weights, chosen["bits_weight"])
+        weight[list(weight)[-1]] = chosen["bits_fc"]
+        return low_bit_qconfig(graph.graph, weight, chosen["bits_activation"], chosen["ends"], self.ratios)
+
+    def _calibration(self, chosen: Setting) -> Images:
+        return split_images("calibration", self.source, self.images_calibration, chosen["draw"])
+
+    def digest(self, chosen: Setting) -> str:
+        """What a setting's learned units are known by: network, images, recipe and code."""
+        weights = hashlib.sha256()
+        for tensor in _network(self.network, 1.0, False).state_dict().values():
+            weights.update(tensor.numpy().tobytes())
+        said = {
+            "setting": {name: chosen[name] for name in RESCUE}, "recipe": str(METHODS[chosen["rescue"]]),
+            "images": self._calibration(chosen).md5, "weights": weights.hexdigest(), "ratios": self.ratios,
+            "batch_size": self.batch_size, "only": self.only,
+            "code": code_digest(("quantization/reconstruction", "quantization/observers")),
+        }  # fmt: skip
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:20]
+
+
+_SETTLED: dict[Any, Observer] = {}
+"""Weight observers that have chosen their range, which takes seconds for a whole network."""
+
+
+@lru_cache(maxsize=4)
+def _network(name: str, spread: float, equalized: bool) -> fx.GraphModule:
+    graph = ptq.trained_graph(name)
+    if spread != 1:
+        graph = unbalance(graph, spread)
+    return equalize(graph) if equalized else graph
+
+
+@lru_cache(maxsize=2)
+def _seen(name: str, spread: float, equalized: bool, source: str, count: int, draw: int) -> Prepared:
+    """Observers that have seen the calibration images, at 8 bits."""
+    prepared = prepare(_network(name, spread, equalized), QConfig(None, Scheme(observer="mse")))
+    return calibrate(prepared, batches(split_images("calibration", source, count, draw)))
+
+
+@lru_cache(maxsize=2)
+def counted(network: str) -> Any:
+    """Weights, activations and multiplications of a network of ours. Introduced in notebook 10."""
+    return counts(ptq.trained_graph(network), torch.zeros(1, 3, 32, 32))
+
+
+def columns_of(result: Setting) -> dict[str, Any]:
+    """The columns of a result for a table; an allocation is only called that. Notebook 10."""
+    columns = {name: result[name] for name in RESCUE if name != "rescue"}
+    return {**columns, "allocation": "uniform" if columns["allocation"] == "uniform" else "allocated"}

@@ -1,0 +1,121 @@
+"""The students' runs: plans are read, runs are resumable, every arm trains what it says."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from quantlib.compression import students
+from quantlib.compression.distillation import Distillation, JointTraining, Pair
+from quantlib.compression.students import (
+    Arm,
+    Plan,
+    answers_of,
+    evaluation_of,
+    hooks_of,
+    load_plan,
+    main,
+    run_plan,
+    student_of,
+    trained_student,
+)  # fmt: skip
+from quantlib.errors import ConfigError
+from quantlib.quantization.qat import trainable_layers
+from quantlib.subject import data
+from quantlib.subject.evaluation import evaluate
+from quantlib.subject.hooks import Hooks
+from quantlib.subject.models import build
+from quantlib.subject.recipe import Recipe
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TINY = Recipe(name="tiny", model="resnet20", stages=((1, 16),), batch_size=16, learning_rate=0.05, cutout=0)
+PLAN = Plan(TINY, (Arm("alone"), Arm("low", 4, 4, teacher="answers", trained=True)), seeds=(0, 1))
+
+
+@pytest.fixture
+def small_world(monkeypatch):
+    """Sixteen images of every split, checkpoints that are not trained, no compiler."""
+    images = data.load("calibration").take(16)
+    torch.manual_seed(9)
+    networks = {name: build("resnet20").eval() for name in ("resnet20", "resnet50")}
+    monkeypatch.setattr(data, "load", lambda split, source="full", root=None: images)
+    monkeypatch.setattr(students.checkpoints, "load_checkpoint", lambda name: networks[name])
+    monkeypatch.setattr(students, "Trainer", lambda *a, **k: REAL(*a, **k, compile_model=False))
+    return images
+
+
+REAL = students.Trainer
+
+
+@pytest.mark.parametrize("name, runs", [("resnet20_student", 10), ("resnet20_low_bit", 16)])
+def test_the_shipped_plans_name_each_run_once(name, runs):
+    plan = load_plan(name)
+    folders = [students.folder_name(*run) for run in plan.runs()]
+    assert len(set(folders)) == len(folders) == runs
+    assert {arm.teacher for arm in plan.arms} >= {"", "answers"}
+
+
+def test_plans_that_make_no_sense_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no \\[students\\] table"):
+        load_plan("resnet20")
+    with pytest.raises(ConfigError, match="bits for both sides or none"):
+        Arm("x", weight_bits=4)
+    path = tmp_path / "mine.toml"
+    path.write_text('model = "resnet20"\nstages = [[1, 16]]\n[students]\narms = [{nam = "x"}]\n')
+    with pytest.raises(ConfigError, match="nam"):
+        load_plan(str(path))
+
+
+def test_arms_differ_in_start_bits_and_teacher(small_world, tmp_path):
+    def made(**settings):
+        return student_of(PLAN, Arm("x", **settings), 3, small_world)
+
+    fresh, again = made(), made()
+    assert torch.equal(fresh.conv1.weight, again.conv1.weight)
+    assert not torch.equal(fresh.conv1.weight, made(trained=True).conv1.weight)
+    low = made(weight_bits=2, activation_bits=8, trained=True)
+    bits = {(layer.weight_grid.bits, layer.input_grid.bits) for layer in trainable_layers(low).values()}
+    assert bits == {(2, 8), (8, 8)}
+    assert isinstance(made(teacher="joint"), Pair)
+    kinds = [hooks_of(PLAN, Arm("x", teacher=t), small_world, tmp_path) for t in ("", "answers", "joint")]
+    assert [type(hooks) for hooks in kinds] == [Hooks, Distillation, JointTraining]
+    assert kinds[1].answers.shape == (16, 10)
+
+
+def test_a_plan_runs_once_and_what_it_says_is_what_the_student_does(small_world, tmp_path, monkeypatch):
+    results = list(run_plan(PLAN, root=tmp_path))
+    assert [(found["arm"], found["seed"]) for found in results] == [("alone", 0), ("low", 0)]
+    for result, arm in zip(results, PLAN.arms, strict=True):
+        student = trained_student(PLAN, arm, 0, tmp_path, small_world)
+        assert (evaluate(student, small_world).predictions == evaluation_of(result).predictions).all()
+    monkeypatch.setattr(students, "Trainer", None)  # nothing is trained again
+    assert list(run_plan(PLAN, root=tmp_path)) == results
+
+
+def test_the_teacher_is_asked_once(small_world, tmp_path, monkeypatch):
+    first = answers_of(PLAN, small_world, tmp_path)
+    monkeypatch.setattr(students.checkpoints, "load_checkpoint", None)
+    assert torch.equal(answers_of(PLAN, small_world, tmp_path), first)
+
+
+def test_another_recipe_or_checkpoint_has_another_folder(monkeypatch):
+    digests = {"resnet50_cifar10": "a", "resnet20_cifar10": "b"}
+    monkeypatch.setattr(students.checkpoints, "checkpoint_info", lambda name: {"sha256": digests[name]})
+    first = PLAN.folder()
+    assert first == PLAN.folder() != replace(PLAN, recipe=replace(TINY, batch_size=32)).folder()
+    digests["resnet20_cifar10"] = "c"
+    assert first != PLAN.folder()
+
+
+def test_the_command_line_says_what_it_made(small_world, tmp_path, capsys):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'model = "resnet20"\nbatch_size = 16\nstages = [[1, 16]]\n[students]\narms = [{name = "alone"}]\n'
+    )
+    assert main(["--recipe", str(path), "--workers", "1", "--folder", str(tmp_path / "runs")]) == 0
+    said = capsys.readouterr().out
+    assert "1 runs, 1 side by side" in said and "1/1  alone, seed 0:" in said and "n = 16" in said
+    assert json.loads((tmp_path / "runs/alone-0/result.json").read_text())["arm"] == "alone"
+    assert main(["--recipe", "resnet20"]) == 1
+    assert "no [students] table" in capsys.readouterr().err
