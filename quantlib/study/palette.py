@@ -72,7 +72,7 @@ METHODS: dict[str, Look] = {
     "paper": Look(VERMILLION, "s", "pruned, 16 values"),
     "price": Look(BLUE, "o", "priced bits"),
     "price_pruned": Look(ORANGE, "D", "retrained, priced"),
-    "tuned": Look(GREEN, "P", "priced, tuned"),
+    "tuned_shared": Look(GREEN, "P", "priced, tuned"),
     "huffman": Look(BLUE, "o", "Huffman"),
     "ans": Look(ORANGE, "D", "ANS (constriction)"),
     "bound": Look(BLACK, "*", "entropy"),

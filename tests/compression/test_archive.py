@@ -15,7 +15,7 @@ from torch import nn
 from quantlib.compression import lanes
 from quantlib.compression.archive import CHECKSUM, compress, decompress
 from quantlib.compression.norms import round_mantissa, simplify_norms
-from quantlib.compression.records import Reader, decode, encode, varint
+from quantlib.compression.records import Reader, decode, distinct, encode, varint
 from quantlib.compression.sharing import share
 from quantlib.errors import CheckpointError, ConfigError
 from quantlib.subject.models import build
@@ -96,6 +96,15 @@ def test_records_are_lossless_but_for_the_sign_of_zero(values, zeros):
     back = pending.finish(lanes.read(pending.streams))
     assert reader.place == len(record)
     assert np.array_equal(back.view(np.uint32), (array + np.float32(0)).view(np.uint32))
+
+
+@settings(deadline=None, max_examples=100)
+@given(ARRAYS)
+def test_distinct_is_numpys_unique(values):
+    array = np.array(values, np.float32) + np.float32(0)
+    patterns, symbols = distinct(array)
+    theirs, inverse = np.unique(array.view(np.uint32), return_inverse=True)
+    assert np.array_equal(patterns, theirs) and np.array_equal(symbols, inverse)
 
 
 def test_a_zero_of_either_sign_makes_one_record():
