@@ -37,8 +37,8 @@ def magnitude_masks(
 
     scope "global": n is the whole network, and one threshold serves all layers; "layer": every layer loses
     the same share. `within`: masks of an earlier round, whose dropped weights stay dropped and count.
-    Equal to torch.nn.utils.prune, ties included. Raises ConfigError for a sparsity outside [0, 1) or an
-    unknown scope. Source: Han et al. 2015. Introduced in notebook 11.
+    Equal to torch.nn.utils.prune but for ties, of which the first ones go. Raises ConfigError for a sparsity
+    outside [0, 1) or an unknown scope. Source: Han et al. 2015. Introduced in notebook 11.
 
     >>> layer = nn.Linear(4, 1)
     >>> layer.weight.data = torch.tensor([[0.5, -0.1, 0.3, -0.9]])
@@ -91,8 +91,18 @@ def _keep_highest(scores: Mapping[str, Tensor], sparsity: float, scope: str) -> 
 
 
 def _highest(score: Tensor, sparsity: float) -> Tensor:
-    mask = torch.ones_like(score, dtype=torch.bool)
-    mask[torch.topk(score, round(sparsity * len(score)), largest=False).indices] = False
+    """Drop the round(sparsity * n) lowest; of equal ones those that come first, so that the count is exact.
+
+    The k-th value takes a fifth of the time of sorting out the k lowest, and the rule for ties is ours, not
+    that of a version of torch: weights stored in half precision are full of ties.
+    """
+    count = round(sparsity * len(score))
+    if count == 0:
+        return torch.ones_like(score, dtype=torch.bool)
+    limit = torch.kthvalue(score, count).values
+    mask = score >= limit
+    ties = (score == limit).nonzero()[:, 0]
+    mask[ties[: count - int((~mask).sum())]] = False
     return mask
 
 

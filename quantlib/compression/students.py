@@ -64,13 +64,19 @@ class Arm:
 
 @dataclass(frozen=True)
 class Plan:
-    """An experiment: the recipe that every arm follows, and the arms. Introduced in notebook 15."""
+    """An experiment: the recipe that every arm follows, and the arms.
+
+    teacher, trained: checkpoints; seeds: of the main arms, the others have the first only; source, images: as
+    in `data.load`, and how many of train, validation and test (None: all). Introduced in notebook 15.
+    """
 
     recipe: Recipe
     arms: tuple[Arm, ...]
     teacher: str = "resnet50"
     trained: str = "resnet20"
     seeds: tuple[int, ...] = (0,)
+    source: str = "full"
+    images: tuple[int, int, int] | None = None
 
     def runs(self) -> list[tuple[Arm, int]]:
         """Every (arm, seed)."""
@@ -79,8 +85,17 @@ class Plan:
     def folder(self) -> Path:
         """Where its runs are kept: another recipe or other checkpoints have another folder."""
         known = [checkpoints.checkpoint_info(f"{name}_cifar10")["sha256"] for name in self._reads()]
-        digest = hashlib.sha256(json.dumps([asdict(self.recipe), known], sort_keys=True).encode()).hexdigest()
+        what = [asdict(self.recipe), known, self.source, self.images]
+        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
         return cache_folder() / "students" / f"{self.recipe.name}-{digest[:8]}"
+
+    def split(self, name: str, data_root: str | None = None) -> Images:
+        """Its images of train, validation or test; the slice trains on what it has for calibration."""
+        every = "calibration" if (name, self.source) == ("train", "slice") else name
+        found = data.load(every, self.source, data_root)
+        if self.images is None:
+            return found
+        return found.sample(self.images[("train", "validation", "test").index(name)], seed=0)
 
     def _reads(self) -> list[str]:
         teacher = [self.teacher] if any(arm.teacher == "answers" for arm in self.arms) else []
@@ -155,14 +170,13 @@ def run_one(plan: Plan, root: Path, data_root: str | None, run: tuple[Arm, int])
         found: dict[str, Any] = json.loads(path.read_text())
         return found
     folder.mkdir(parents=True, exist_ok=True)
-    train, validation, test = (
-        data.load(split, "full", data_root) for split in ("train", "validation", "test")
-    )
+    train, validation, test = (plan.split(name, data_root) for name in ("train", "validation", "test"))
     recipe = replace(plan.recipe, name=folder.name, seed=seed)
     with (folder / "output.txt").open("a") as file, contextlib.redirect_stdout(file):
         Trainer(
             recipe, train, validation, folder,
             model=student_of(plan, arm, seed, train), hooks=hooks_of(plan, arm, train, root),
+            compile_model=plan.images is None,  # a few steps are over before a compiler has begun
         ).run()  # fmt: skip
     state = torch.load(folder / "state.pt", map_location="cpu", weights_only=False)
     digits = evaluate(trained_student(plan, arm, seed, root, train), test).predictions
@@ -183,15 +197,15 @@ def run_plan(
     """Train every student of the plan and yield each result; killed, it goes on where it stopped."""
     root = root or plan.folder()
     if any(arm.teacher == "answers" for arm in plan.arms):
-        answers_of(plan, data.load("train", "full", data_root), root)  # once, before the workers ask for it
+        answers_of(plan, plan.split("train", data_root), root)  # once, before the workers ask for it
     for _, result in side_by_side(plan.runs(), partial(run_one, plan, root, data_root), workers):
         yield result
 
 
-def evaluation_of(result: dict[str, Any], data_root: str | None = None) -> Evaluation:
-    """The Evaluation behind a result, on all test images. Introduced in notebook 15."""
+def evaluation_of(plan: Plan, result: dict[str, Any], data_root: str | None = None) -> Evaluation:
+    """The Evaluation behind a result, on the plan's test images. Introduced in notebook 15."""
     predictions = np.frombuffer(result["predictions"].encode(), np.uint8).astype(np.int64) - ord("0")
-    return Evaluation.of(predictions, data.load("test", "full", data_root).labels.numpy())
+    return Evaluation.of(predictions, plan.split("test", data_root).labels.numpy())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -207,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
         folder, count = options.folder or plan.folder(), len(plan.runs())
         print(f"{count} runs, {options.workers} side by side; state in {folder}", flush=True)
         for place, result in enumerate(run_plan(plan, options.workers, folder, options.data), 1):
-            accuracy = evaluation_of(result, options.data)
+            accuracy = evaluation_of(plan, result, options.data)
             said = f"{result['arm']}, seed {result['seed']}: {accuracy}, {result['seconds'] / 60:.1f} min"
             print(f"{place}/{count}  {said}", flush=True)
     except KeyboardInterrupt:

@@ -6,13 +6,11 @@ python -m quantlib.compression.ticket_runs --recipe resnet20_ticket --workers 2
 import argparse
 import contextlib
 import json
-import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from quantlib.compression.tickets import Plan, Trial, load_plan, start_of, train
 from quantlib.errors import QuantlibError
 from quantlib.subject import data
 from quantlib.subject.augment import resize
+from quantlib.subject.campaign import side_by_side
 from quantlib.subject.data import Images
 from quantlib.subject.evaluation import Evaluation, evaluate
 from quantlib.subject.training import Trainer
@@ -107,25 +106,15 @@ def run_plan(
     Introduced in notebook 12.
     """
     root = root or plan.folder()
-    every = plan.trials()
-    done = {trial for trial in every if (root / trial.name / "result.json").exists()}
+    done = {trial for trial in plan.trials() if (root / trial.name / "result.json").exists()}
     yield from finished(plan, root)
-    if workers < 2:
-        for trial in every:
-            if trial not in done:
-                yield run_trial(plan, trial, root, data_root)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
-        waiting, running = [trial for trial in every if trial not in done], dict[Future, Trial]()
-        while waiting or running:
-            ready = [trial for trial in waiting if plan.needs(trial) <= done][: workers - len(running)]
-            for trial in ready:
-                waiting.remove(trial)
-                running[pool.submit(run_trial, plan, trial, root, data_root)] = trial
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                done.add(running.pop(future))
-                yield future.result()
+    waiting = [trial for trial in plan.trials() if trial not in done]
+    for _, result in side_by_side(waiting, partial(_work, plan, root, data_root), workers, plan.needs):
+        yield result
+
+
+def _work(plan: Plan, root: Path, data_root: str | None, trial: Trial) -> dict[str, Any]:
+    return run_trial(plan, trial, root, data_root)
 
 
 def evaluation_of(plan: Plan, result: dict[str, Any], data_root: str | None = None) -> Evaluation:

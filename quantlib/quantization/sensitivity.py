@@ -101,6 +101,8 @@ def layer_sensitivity(
 
     part "weight": every layer with a weight observer, no calibration needed; "activation": the output of
     every operator with an activation observer, "input" included. Testing layer k runs the network from k on.
+    Labels of shape (n, classes) are taken as probabilities; with those of the float32 network itself,
+    loss_rise is the Kullback-Leibler divergence from it, and no true label is used (notebook 10).
     Raises ConfigError for another part or without a layer to test, NotCalibratedError for "activation"
     before calibrate. Introduced in notebook 09.
     """
@@ -129,8 +131,9 @@ def layer_sensitivity(
 
 def _judged(logits: list[Tensor], labels: Tensor) -> tuple[Evaluation, float]:
     every = torch.cat(logits)
-    loss = float(F.cross_entropy(every.double(), labels))
-    return Evaluation.of(every.argmax(1).numpy(), labels.numpy()), loss
+    soft = labels.dim() == 2
+    loss = float(F.cross_entropy(every.double(), labels.double() if soft else labels))
+    return Evaluation.of(every.argmax(1).numpy(), (labels.argmax(1) if soft else labels).numpy()), loss
 
 
 def _weights(prepared: Prepared) -> dict[str, _Trial]:

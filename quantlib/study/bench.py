@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -15,7 +15,7 @@ from quantlib.study import results
 from quantlib.study.manifest import find_root
 from quantlib.study.memory import peak_memory
 from quantlib.study.race import first_calls, race
-from quantlib.study.rivals import RIVALS, Contest, Field, gather
+from quantlib.study.rivals import FAMILIES, RIVALS, Contest, Field, gather
 from quantlib.subject import data
 from quantlib.subject.benchmark import Timing, ratio
 from quantlib.subject.checkpoints import load_checkpoint
@@ -24,14 +24,21 @@ FEW = ("fp32", "fp32_folded", "torch_ao", "onnxruntime", "mixed", "integer")
 """Rivals that `make setup` installs and that need no compilation."""
 
 
+class Competition(NamedTuple):
+    """The tidy rows of a competition, and the timings behind them, by batch size and name."""
+
+    rows: list[dict[str, Any]]
+    timings: dict[int, dict[str, Timing]]
+
+
 def compete(
     field: Field, sample: Tensor, sizes: Sequence[int], repeats: int, memory: bool = False
-) -> list[dict[str, Any]]:
+) -> Competition:
     """Time the field at every batch size: tidy rows, one a measurement, and one for each missing rival.
 
     metrics: build_seconds (reading, calibrating, converting), first_call_seconds (compiling, packing),
     images_per_second and latency_ms (median, quartiles over the rounds), speedup over the first network
-    (median, lowest, highest), peak_mb of resident memory at the largest batch, missing.
+    (median, lowest, highest), lead (see `leads`), peak_mb of resident memory at the largest batch, missing.
     Introduced in notebook 18.
     """
     first = first_calls(field.networks, sample, sizes)
@@ -40,9 +47,10 @@ def compete(
     rows = [row(name, "build_seconds", seconds) for name, seconds in field.seconds.items()]
     for size in sizes:
         rows += [row(name, "first_call_seconds", value, batch=size) for name, value in first[size].items()]
-        rows += speeds(timings[size], size)
+        rows += speeds(timings[size], size) + leads(timings[size], size)
     rows += [row(name, "peak_mb", peak, batch=max(sizes)) for name, peak in peaks.items()]
-    return rows + [row(name, "missing", 1, note=why) for name, why in field.missing.items()]
+    rows += [row(name, "missing", 1, note=why) for name, why in field.missing.items()]
+    return Competition(rows, timings)
 
 
 def row(
@@ -68,11 +76,32 @@ def speeds(timings: Mapping[str, Timing], size: int) -> list[dict[str, Any]]:
     return rows
 
 
+def leads(timings: Mapping[str, Timing], size: int) -> list[dict[str, Any]]:
+    """Our fastest integer network over the fastest of each other family: times (median, lowest, highest)."""
+    best = {family: fastest_of(timings, names) for family, names in FAMILIES.items()}
+    ours, rows = best.pop("integers"), []
+    for family, rival in best.items():
+        if ours and rival:
+            times, low, high = ratio(timings, rival, ours)
+            about: dict[str, Any] = {"batch": size, "n": len(timings[ours].runs)}
+            note = f"{ours} over {rival}"
+            rows.append(row(family, "lead", times, low=low, high=high, note=note, **about))
+    return rows
+
+
+def fastest_of(timings: Mapping[str, Timing], names: Sequence[str]) -> str | None:
+    """The name with the least median among those that take part."""
+    here = [name for name in names if name in timings]
+    return min(here, key=lambda name: timings[name].median, default=None)
+
+
 def shown(table: pd.DataFrame) -> str:
     """The measurements as lines for people, the fastest of each batch size on top."""
     lines = []
     for size in sorted(set(table["batch"]) - {0}):
-        part = table[table["batch"] == size].pivot(index="method", columns="metric", values="value")
+        part = table[(table["batch"] == size) & (table["metric"] != "lead")].pivot(
+            index="method", columns="metric", values="value"
+        )
         spread = table[(table["batch"] == size) & (table["metric"] == "speedup")].set_index("method")
         lines.append(f"batch {size}")
         for name, found in part.sort_values("images_per_second", ascending=False).iterrows():
@@ -83,6 +112,9 @@ def shown(table: pd.DataFrame) -> str:
                 f"{found['speedup']:6.2f} times [{low:.2f}, {high:.2f}]  first call "
                 f"{found['first_call_seconds']:6.2f} s{peak}"
             )
+        for _, found in table[(table["batch"] == size) & (table["metric"] == "lead")].iterrows():
+            times = f"{found['value']:.2f} times [{found['low']:.2f}, {found['high']:.2f}]"
+            lines.append(f"  our best against {found['method']}: {times} ({found['note']})")
     missing = table[table["metric"] == "missing"]
     return "\n".join(
         lines + [f"missing: {name}: {note}" for name, note in missing[["method", "note"]].values]
@@ -97,7 +129,7 @@ def bench(sizes: Sequence[int], repeats: int, names: Sequence[str], memory: bool
     images = data.load("calibration").take(64)
     field = gather(Contest(load_checkpoint("resnet50"), images), names)
     sample, _ = next(data.batches(images, 64))
-    table = pd.DataFrame(compete(field, sample, sizes, repeats, memory))
+    table = pd.DataFrame(compete(field, sample, sizes, repeats, memory).rows)
     print(shown(table))
     results.write_table(into, table)
     results.write_atomic(into.with_suffix(".json"), results.to_json(results.provenance("bench")))

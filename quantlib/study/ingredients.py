@@ -7,8 +7,10 @@ function here replaces one of these and leaves the rest as it is, so that a diff
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -17,9 +19,16 @@ from quantlib.quantization.integer_graph import Integer
 from quantlib.quantization.integer_layers import IntegerConv2d, IntegerLayer, IntegerLinear
 from quantlib.quantization.integer_matmul import exact_matmul, int_matmul
 from quantlib.quantization.kernels import int8_conv, pack_conv
+from quantlib.study import results
+from quantlib.study.race import AT_LEAST, PAUSE
+from quantlib.subject.benchmark import interleave, ratio
 
 Accumulate = Callable[[IntegerLayer, Tensor], Tensor]
 """From a layer's uint8 input to its int32 accumulators."""
+
+_CODES: WeakKeyDictionary[IntegerLayer, tuple[Tensor, Tensor]] = WeakKeyDictionary()
+_PACKED: WeakKeyDictionary[IntegerLayer, tuple[tuple[int, ...], Tensor]] = WeakKeyDictionary()
+"""What a layer's variants make once: kept beside the layer, because packed weights cannot be copied."""
 
 
 def subtracted_first(layer: IntegerLayer, q: Tensor) -> Tensor:
@@ -57,11 +66,11 @@ def looked_up(layer: IntegerLayer, q: Tensor) -> Tensor:
 
 def _codebook(layer: IntegerLayer, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Codes and table, made once: 16 levels over the int8 range, near the weights."""
-    if not hasattr(layer, "_codes"):
+    if layer not in _CODES:
         table = torch.linspace(-120, 120, 16).round().to(torch.int8)
         codes = ((weight.int() + 128) // 16).clamp_(0, 15)
-        layer._codes = codes.flatten(), table  # type: ignore[assignment]
-    return layer._codes  # type: ignore[return-value]
+        _CODES[layer] = codes.flatten(), table
+    return _CODES[layer]
 
 
 def direct(layer: IntegerLayer, q: Tensor) -> Tensor:
@@ -74,10 +83,10 @@ def direct(layer: IntegerLayer, q: Tensor) -> Tensor:
     assert isinstance(layer, IntegerConv2d)
     ones, zeros = torch.ones(len(layer.weight)), torch.zeros(len(layer.weight), dtype=torch.int8)
     key = tuple(q.shape[1:])
-    if getattr(layer, "_packed", (None, None))[0] != key:
-        layer._packed = key, pack_conv(layer.weight, ones, layer.geometry, list(q.shape))  # type: ignore
-    grid = (1.0, layer.input_grid.zero_point)
-    sums = int8_conv(q, grid, layer._packed[1], ones, zeros, None, layer.geometry, False)  # type: ignore
+    if layer not in _PACKED or _PACKED[layer][0] != key:
+        _PACKED[layer] = key, pack_conv(layer.weight, ones, layer.geometry, list(q.shape))
+    grid, packed = (1.0, layer.input_grid.zero_point), _PACKED[layer][1]
+    sums = int8_conv(q, grid, packed, ones, zeros, None, layer.geometry, False)
     return sums.to(torch.int32).add_(layer.bias.view(-1, 1, 1))
 
 
@@ -107,3 +116,24 @@ def with_rounding(model: Integer, rounding: str) -> Integer:
         if hasattr(module, "rounding"):
             module.rounding = rounding  # type: ignore[assignment]
     return changed
+
+
+def ingredient_rows(
+    ingredient: str, place: str, calls: Mapping[str, Callable[[], Any]], repeats: int, batch: int
+) -> list[dict[str, Any]]:
+    """Time one ingredient's variants in turn: rows of milliseconds, and of speedup over the first variant.
+
+    place: "layer" or "network". Introduced in notebook 18.
+    """
+    with torch.no_grad():
+        timings = interleave(calls, repeats, at_least=AT_LEAST, pause=PAUSE)
+    slow, rows = next(iter(calls)), []
+    about: dict[str, Any] = {"ingredient": ingredient, "place": place, "batch": batch, "n": repeats}
+    for name, timing in timings.items():
+        spent = (1000 * seconds for seconds in (timing.median, timing.low, timing.high))
+        value, low, high = spent
+        rows.append(results.row(name, "milliseconds", value, low=low, high=high, **about))
+        if name != slow:
+            times, low, high = ratio(timings, slow, name)
+            rows.append(results.row(name, "speedup", times, low=low, high=high, **about))
+    return rows

@@ -10,9 +10,11 @@ import torch
 from torch import fx
 
 from quantlib.quantization.allocation import Table, allocate
+from quantlib.quantization.graph import kind
 from quantlib.quantization.low_bits import activation_scheme, weight_scheme
 from quantlib.quantization.qconfig import QConfig
 from quantlib.quantization.sensitivity import layer_sensitivity
+from quantlib.quantization.sites import site_name, source
 from quantlib.quantization.workflow import Prepared, prepare
 from quantlib.subject.data import Images, batches
 
@@ -20,19 +22,24 @@ from quantlib.subject.data import Images, batches
 def label_free_costs(
     graph: fx.GraphModule, images: Images, widths: Sequence[int], part: str, seen: Prepared | None = None
 ) -> dict[str, dict[int, float]]:
-    """What each layer's bits cost: the rise of the cross-entropy against the float network's own answers.
+    """What each layer's bits cost: the divergence of the answers from the float network's own.
 
-    costs[layer][bits], never below 0, for weights or for activations (`part`, whose ranges come from the
-    calibrated `seen`). No label is used: the float network's predictions stand in for them.
+        cost = mean over images of  sum over classes  p log(p / q),  p in float, q with one layer rounded
+
+    costs[layer][bits], 0 or more, for weights or for activations (`part`, whose ranges come from the
+    calibrated `seen`; those that no layer reads are left out, as "mixed" never rounds them). Needs no label.
     Introduced in notebook 10.
     """
     with torch.no_grad():
-        answers = torch.cat([graph(x).argmax(1) for x, _ in batches(images)])
+        answers = torch.cat([graph(x).softmax(1) for x, _ in batches(images)])
+    layers = [node for node in graph.graph.nodes if kind(node) in ("conv", "linear")]
+    read = {site_name(source(node.args[0])) for node in layers}
     own = replace(images, labels=answers)
     found: dict[str, dict[int, float]] = {}
     for bits in widths:
         scheme = weight_scheme(bits, ratios=10) if part == "weight" else activation_scheme(bits)
         prepared = prepare(graph, QConfig(scheme, None) if part == "weight" else QConfig(None, scheme))
+        prepared.activations = {name: each for name, each in prepared.activations.items() if name in read}
         for name in prepared.activations:
             assert seen is not None
             prepared.set_observer(name, seen.activations[name].with_bits(bits))

@@ -57,8 +57,35 @@ METHODS: dict[str, Look] = {
     "fp32_compiled": Look(BLACK, "d", "FP32 compiled"),
     "onnxruntime": Look(PURPLE, "^", "ONNX Runtime"),
     # Notebook 10, low-bit rescue:
+    "nearest": Look(GREY, "o", "nearest rounding"),
+    "equalization": Look(ORANGE, "D", "equalization"),
+    "bias_correction": Look(PURPLE, "^", "bias correction"),
+    "learned_ranges": Look(SKY, "v", "learned ranges (LSQ)"),
+    "adaround": Look(VERMILLION, "s", "AdaRound (layers)"),
+    "brecq": Look(BLUE, "o", "BRECQ (blocks)"),
+    "brecq_ranges": Look(BLUE, "P", "BRECQ + ranges"),
+    "qdrop": Look(GREEN, "o", "QDrop + ranges"),
+    "brecq_all": Look(BLUE, "*", "BRECQ + ranges, scales, biases"),
+    "qdrop_all": Look(GREEN, "*", "QDrop + ranges, scales, biases"),
+    "equalized_all": Look(WINE, "X", "equalization, then BRECQ + all"),
+    "all_corrected": Look(BLACK, "d", "BRECQ + all, then bias correction"),
 
     # Notebooks 11 and 12, pruning and tickets:
+    "global": Look(BLUE, "o", "global"),
+    "layer": Look(SKY, "v", "per layer"),
+    "random": Look(VERMILLION, "s", "random"),
+    "recalibrated": Look(PURPLE, "^", "new BN statistics"),
+    "retrained": Look(GREEN, "P", "retrained"),
+    "one_shot": Look(ORANGE, "D", "one shot"),
+    "iterative": Look(PURPLE, "^", "iterative"),
+    "gradual": Look(GREEN, "P", "gradual"),
+    "masked": Look(VERMILLION, "s", "zeros, same shape"),
+    "thinned": Look(BLUE, "o", "thinned"),
+    "dense": Look(GREY, "o", "dense"),
+    "ticket": Look(BLUE, "o", "ticket"),
+    "rewound": Look(PURPLE, "^", "rewound ticket"),
+    "reinitialized": Look(ORANGE, "D", "new start"),
+    "random_mask": Look(VERMILLION, "s", "random mask"),
 
     # Notebooks 13 and 14, sharing and coding:
     "linear": Look(BLUE, "o", "linear start"),
@@ -78,6 +105,19 @@ METHODS: dict[str, Look] = {
     "bound": Look(BLACK, "*", "entropy"),
 
     # Notebooks 15 and 16, distillation and SqueezeNet:
+    "teacher": Look(BLACK, "*", "teacher"),
+    "alone": Look(VERMILLION, "s", "alone"),
+    "distilled": Look(BLUE, "o", "distilled, T = 4"),
+    "temperature 1": Look(SKY, "v", "T = 1"),
+    "temperature 2": Look(GREEN, "P", "T = 2"),
+    "temperature 8": Look(PURPLE, "^", "T = 8"),
+    "weight 0.5": Look(ORANGE, "D", "T = 4, weight 0.5"),
+    "rounded": Look(GREY, "h", "rounded, no training"),
+    "alone from scratch": Look(ORANGE, "D", "alone, from scratch"),
+    "scheme A": Look(PURPLE, "^", "scheme A"),
+    "scheme B": Look(SKY, "v", "scheme B"),
+    "scheme C": Look(BLUE, "o", "scheme C"),
+    "scheme C, temperature 5": Look(WINE, "X", "scheme C, T = 5"),
 
     # Notebook 17, low rank:
     "outputs": Look(ORANGE, "D", "outputs"),
@@ -96,6 +136,14 @@ METHODS: dict[str, Look] = {
     "lowrank_integer": Look(WINE, "X", "low rank, integer"),
 
     # Notebook 18, inference speed:
+    "bf16": Look(GREY, "D", "bfloat16"),
+    "torch_ao_fbgemm": Look(ORANGE, "P", "torch.ao FBGEMM"),
+    "torchao_pt2e": Look(VERMILLION, "X", "torchao PT2E"),
+    "onnxruntime_fp32": Look(GREY, "^", "ONNX Runtime FP32"),
+    "openvino_fp32": Look(GREY, "v", "OpenVINO FP32"),
+    "openvino_bf16": Look(GREY, "X", "OpenVINO bfloat16"),
+    "openvino": Look(SKY, "v", "OpenVINO int8 (NNCF)"),
+    "integer_openvino": Look(WINE, "*", "integer on OpenVINO"),
 
 }
 

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from quantlib.quantization.equalization import equalize, unbalance
-from quantlib.quantization.low_bits import counts, low_bit_qconfig
+from quantlib.quantization.low_bits import Counts, counts, low_bit_qconfig
 from quantlib.quantization.observers import Observer
 from quantlib.quantization.qconfig import QConfig, Scheme, check_name
 from quantlib.quantization.reconstruction import Recipe, Report, Store, correct_bias, reconstruct
@@ -81,6 +81,25 @@ def rescue_setting(**columns: Any) -> dict[str, Any]:
     if METHODS[chosen["rescue"]].recipe is None:
         chosen["iterations"] = 0
     return chosen
+
+
+NAN = float("nan")
+TARGETS: dict[str, tuple[dict[str, Any], float]] = {
+    "w6a6": ({"bits_weight": 6, "bits_activation": 6}, 0.15),
+    "w4a8": ({"bits_weight": 4, "bits_activation": 8}, 0.15),
+    "w4a4": ({"bits_weight": 4, "bits_activation": 4}, 0.7),
+    "w3a3": ({"bits_weight": 3, "bits_activation": 3}, 2.5),
+    "w2a4": ({"bits_weight": 2, "bits_activation": 4}, 4.0),
+    "w2a2": ({"bits_weight": 2, "bits_activation": 2}, NAN),
+    "mixed 4": ({"ends": "same"}, 0.4),
+    "conv 4, fc 2": (
+        {"bits_weight": 4, "bits_fc": 2, "bits_activation": 32, "ends": "same", "kind": "simulated"}, 0.2,
+    ),
+}  # fmt: skip
+"""What was to be reached: columns of a setting, and the points of accuracy it may lose. Notebook 10."""
+
+EASY = ("w6a6", "w4a8", "mixed 4", "conv 4, fc 2")
+"""Targets near float32, which fewer iterations serve."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +181,7 @@ class Rescue:
             return low_bit_qconfig(
                 graph.graph, widths["weight"], widths["activation"], chosen["ends"], self.ratios
             )
-        weight = dict.fromkeys(counted(self.network).weights, chosen["bits_weight"])
+        weight = {name: int(chosen["bits_weight"]) for name in counted(self.network).weights}
         weight[list(weight)[-1]] = chosen["bits_fc"]
         return low_bit_qconfig(graph.graph, weight, chosen["bits_activation"], chosen["ends"], self.ratios)
 
@@ -203,7 +222,7 @@ def _seen(name: str, spread: float, equalized: bool, source: str, count: int, dr
 
 
 @lru_cache(maxsize=2)
-def counted(network: str) -> Any:
+def counted(network: str) -> Counts:
     """Weights, activations and multiplications of a network of ours. Introduced in notebook 10."""
     return counts(ptq.trained_graph(network), torch.zeros(1, 3, 32, 32))
 

@@ -30,6 +30,7 @@ from quantlib.subject.layout import cache_folder
 from quantlib.subject.models import build
 from quantlib.subject.optimizers import Optimizers
 from quantlib.subject.recipe import Recipe, load_recipe
+from quantlib.subject.snapshot import load_snapshot, snapshot_path
 from quantlib.subject.state import Average, TrainingLog, load_state, save_state
 
 CHECK_EVERY = 20  # steps between two looks at the loss: a look waits for the device
@@ -227,6 +228,7 @@ def trainer_of(options: argparse.Namespace, recipe: Recipe, hooks: Hooks | None 
         recipe, images, held_out, folder, hooks=hooks, device=options.device,
         compile_model=not options.no_compile, save_seconds=options.save_seconds,
     )  # fmt: skip
+    load_snapshot(trainer, snapshot_path(recipe))
     print(
         f"{recipe.name}: {trainer.total_steps} steps, from step {trainer.step}; state in {folder}", flush=True
     )

@@ -41,7 +41,7 @@ def small_world(monkeypatch):
     networks = {name: build("resnet20").eval() for name in ("resnet20", "resnet50")}
     monkeypatch.setattr(data, "load", lambda split, source="full", root=None: images)
     monkeypatch.setattr(students.checkpoints, "load_checkpoint", lambda name: networks[name])
-    monkeypatch.setattr(students, "Trainer", lambda *a, **k: REAL(*a, **k, compile_model=False))
+    monkeypatch.setattr(students, "Trainer", lambda *a, **k: REAL(*a, **{**k, "compile_model": False}))
     return images
 
 
@@ -88,9 +88,28 @@ def test_a_plan_runs_once_and_what_it_says_is_what_the_student_does(small_world,
     assert [(found["arm"], found["seed"]) for found in results] == [("alone", 0), ("low", 0)]
     for result, arm in zip(results, PLAN.arms, strict=True):
         student = trained_student(PLAN, arm, 0, tmp_path, small_world)
-        assert (evaluate(student, small_world).predictions == evaluation_of(result).predictions).all()
+        assert (evaluate(student, small_world).predictions == evaluation_of(PLAN, result).predictions).all()
     monkeypatch.setattr(students, "Trainer", None)  # nothing is trained again
     assert list(run_plan(PLAN, root=tmp_path)) == results
+
+
+def test_a_small_plan_takes_its_images_from_the_slice():
+    small = replace(PLAN, source="slice", images=(20, 8, 10))
+    assert [len(small.split(name)) for name in ("train", "validation", "test")] == [20, 8, 10]
+    assert small.split("train").split == "calibration" and small.source == "slice"
+
+
+def test_a_small_plan_trains_on_its_own_images(tmp_path, monkeypatch):
+    seen = []
+
+    def spy(recipe, train, validation, folder, **options):
+        seen.append((train.source, len(train), len(validation)))
+        return REAL(recipe, train, validation, folder, **options)
+
+    monkeypatch.setattr(students, "Trainer", spy)
+    plan = Plan(TINY, (Arm("alone"),), source="slice", images=(20, 8, 10))
+    (result,) = run_plan(plan, root=tmp_path)
+    assert seen == [("slice", 20, 8)] and evaluation_of(plan, result).n == 10
 
 
 def test_the_teacher_is_asked_once(small_world, tmp_path, monkeypatch):

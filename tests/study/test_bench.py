@@ -56,6 +56,21 @@ def test_speeds_by_hand():
     assert [round(times[key], 9) for key in ("value", "low", "high")] == [4, 2, 4]
 
 
+def test_the_lead_is_between_the_fastest_of_each_family():
+    def of(*runs):
+        return Timing(sorted(runs)[1], 0, 0, runs)
+
+    timings = {
+        "fp32": of(4.0, 4.0, 8.0), "fp32_folded": of(2.0, 3.0, 4.0), "mixed": of(0.1, 0.1, 0.1),
+        "integer": of(1.0, 1.0, 1.0), "integer_openvino": of(0.5, 1.0, 0.5), "onnxruntime": of(1.0, 2.0, 1.0),
+    }  # fmt: skip
+    found = {row["method"]: row for row in bench.leads(timings, 8)}
+    assert set(found) == {"torch_fp32", "onnxruntime"}  # nobody of the other families takes part
+    assert found["torch_fp32"]["note"] == "integer_openvino over fp32_folded"
+    assert [found["torch_fp32"][key] for key in ("value", "low", "high", "batch")] == [4.0, 3.0, 8.0, 8]
+    assert bench.leads({"fp32": of(1.0, 1.0, 1.0)}, 8) == []
+
+
 def test_what_is_impossible_is_one_sentence(capsys):
     assert bench.main(["--batch", "0"]) == 1
     assert "the shipped images allow 1 to 1000" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """Each ingredient computes what it stands for: the same integers another way, or the cost that it names."""
 
+import time
+
 import pytest
 import torch
 
@@ -36,7 +38,7 @@ def test_the_table_is_used_and_its_weights_are_near(reference):
     q = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     wanted, got = layer.accumulate(q), ingredients.looked_up(layer, q)
     assert 0 < (wanted - got).abs().max() <= 8 * 255 * layer.weight[0].numel()
-    codes, table = layer._codes
+    codes, table = ingredients._CODES[layer]
     assert len(table) == 16 and (table[codes].int() - layer.rows(q)[1].flatten().int()).abs().max() <= 8
 
 
@@ -51,3 +53,14 @@ def test_the_cache_of_primitives_is_set_from_outside():
     found = primitives.with_and_without_cache(turns=1, network=False)
     assert set(found) == {"cached", "made_anew"} and all(len(each["layer"]) == 1 for each in found.values())
     assert found["made_anew"]["layer"][0] > found["cached"]["layer"][0]
+
+
+def test_rows_of_an_ingredient(monkeypatch):
+    monkeypatch.setattr(ingredients, "AT_LEAST", 0.0)
+    monkeypatch.setattr(ingredients, "PAUSE", 0.0)
+    calls = {"slow": lambda: time.sleep(0.02), "fast": lambda: time.sleep(0.002)}
+    rows = ingredients.ingredient_rows("sleep", "layer", calls, repeats=3, batch=2)
+    found = {(row["method"], row["metric"]): row for row in rows}
+    assert set(found) == {("slow", "milliseconds"), ("fast", "milliseconds"), ("fast", "speedup")}
+    assert found["slow", "milliseconds"]["value"] >= 20 and found["fast", "speedup"]["value"] > 1
+    assert {row["place"] for row in rows} == {"layer"} and {row["batch"] for row in rows} == {2}

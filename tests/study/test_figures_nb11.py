@@ -1,0 +1,94 @@
+"""The figures of notebooks 11 and 12 on made-up tables of full size, and what their titles read from them."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from quantlib.study import plots, results
+from quantlib.study.figures import nb11, nb12
+
+SPARSITIES = (0.2, 0.5, 0.8, 0.9, 0.95)
+EDGE = {"random": 0.1, "layer": 0.5, "global": 0.8, "recalibrated": 0.9, "retrained": 0.95}
+
+
+def drop(method, value, n=2000, **columns):
+    return results.row(method, "drop", value, value - 0.3, value + 0.3, n, **columns)
+
+
+def read_back(rows, tmp_path):
+    """Through a CSV, as a recorded result comes."""
+    results.write_table(tmp_path / "table.csv", pd.DataFrame(rows))
+    return pd.read_csv(tmp_path / "table.csv")
+
+
+def title(figure):
+    plt.close(figure)
+    return figure.get_suptitle() or figure.axes[0].get_title(loc="left")
+
+
+@pytest.fixture
+def curve(tmp_path):
+    rows = [results.row("fp32", "accuracy", 94.0, 93.0, 95.0, 2000, sparsity=0.0)]
+    for method, edge in EDGE.items():
+        rows += [drop(method, 0.2 if s <= edge else 100 * (s - edge), sparsity=s) for s in SPARSITIES]
+    return read_back(rows, tmp_path)
+
+
+def test_harmless_shares_are_read_from_the_curve(curve):
+    assert [nb11.harmless(curve, name) for name in EDGE] == [0.0, 0.5, 0.8, 0.9, 0.95]
+    said = title(nb11.accuracy_over_sparsity(curve))
+    assert "80% of the weights without repair" in said and "90% with new" in said and "95% after" in said
+
+
+def test_harmless_stops_at_the_first_point_that_is_not():
+    rows = [drop("global", value, sparsity=s) for s, value in ((0.5, 0.2), (0.6, 1.2), (0.7, 0.9))]
+    assert nb11.harmless(pd.DataFrame(rows), "global") == 0.5
+
+
+def test_layers_and_thinned(tmp_path):
+    shares = {
+        "conv1": (0.9, 1728),
+        "layer1.0.conv1": (0.5, 4096),
+        "fc": (0.4, 20480),
+        "layer4.2.conv2": (0.01, 2_359_296),
+    }
+    rows = [
+        results.row("global", "left", left, layer=name, weights=count, sparsity=0.9)
+        for name, (left, count) in shares.items()
+    ]
+    assert title(nb11.what_is_left_of_each_layer(read_back(rows, tmp_path))).startswith(
+        "One threshold leaves 90 % of conv1 and 1.0 % of layer4.2.conv2"
+    )
+    rows = [drop("masked", 0.4, share=0.95, repair="retrained")]
+    rows += [
+        drop("thinned", 4 * share, share=share, repair=how)
+        for share in (0.25, 0.5)
+        for how in ("none", "retrained")
+    ]
+    structured = read_back(rows, tmp_path)
+    times = {("fp32", 0.0): 1.0, ("masked", 0.95): 0.98, ("thinned", 0.25): 1.7, ("thinned", 0.5): 3.1}
+    rows = [
+        results.row(name, "speedup", value, value - 0.1, value + 0.1, 9, share=share, batch=16)
+        for (name, share), value in times.items()
+    ]
+    said = title(nb11.accuracy_over_time(structured, read_back(rows, tmp_path)))
+    assert said == "Zeros in place: 0.98 times as fast. Filters gone: up to 3.1 times"
+
+
+def test_tickets_by_start(tmp_path):
+    lost = {"ticket": 2.0, "rewound": 1.0, "retrained": 0.5, "reinitialized": 3.0, "random_mask": 4.0}
+    rows = [results.row("dense", "accuracy", 88.0, n=10_000, left=1.0, seeds=1)]
+    for arm, most in lost.items():
+        for left in (0.5, 0.2, 0.1, 0.05):
+            seeds = 1 if left == 0.5 else 3
+            value = most * 0.05 / left
+            rows.append(drop(arm, value, 10_000, left=left, seeds=seeds))
+            rows += [
+                results.row(arm, "drop_of_seed", value + 0.1 * (s - 1), n=10_000, left=left, seed=s, seeds=1)
+                for s in range(seeds)
+            ]
+    made = nb12.accuracy_by_start(read_back(rows, tmp_path))
+    plots.save(made, tmp_path / "tickets.png")
+    assert title(made) == (
+        "With 5% of the weights a new start loses 3.0 points, a ticket 2.0,\nrewound 1.0, trained weights 0.5"
+    )
