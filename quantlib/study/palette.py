@@ -105,6 +105,15 @@ METHODS: dict[str, Look] = {
     "bound": Look(BLACK, "*", "entropy"),
 
     # Notebooks 15 and 16, distillation and SqueezeNet:
+    "plain": Look(VERMILLION, "s", "plain 3x3"),
+    "with_one_by_one": Look(ORANGE, "D", "with 1x1"),
+    "with_squeeze": Look(SKY, "v", "with 1x1 and squeeze"),
+    "squeezenet": Look(BLUE, "o", "SqueezeNet"),
+    "squeezenet_short": Look(BLUE, "o", "SqueezeNet, short schedule"),
+    "without_one_by_one": Look(PURPLE, "^", "SqueezeNet without 1x1"),
+    "without_squeeze": Look(GREEN, "P", "SqueezeNet without squeeze"),
+    "squeezenet_integer": Look(GREEN, "P", "SqueezeNet, integer"),
+    "squeezenet_deep": Look(WINE, "X", "SqueezeNet, compressed"),
     "teacher": Look(BLACK, "*", "teacher"),
     "alone": Look(VERMILLION, "s", "alone"),
     "distilled": Look(BLUE, "o", "distilled, T = 4"),

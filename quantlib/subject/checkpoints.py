@@ -13,6 +13,7 @@ from torch import nn
 
 from quantlib.errors import CheckpointError
 from quantlib.subject.models import MODELS, build
+from quantlib.subject.recipe import RECIPES
 
 ROOT = Path(os.environ.get("QUANTLIB_CHECKPOINTS", Path(__file__).parents[2] / "checkpoints"))
 
@@ -44,11 +45,11 @@ def checkpoint_info(name: str, root: Path | None = None) -> dict[str, Any]:
     if name not in index:
         known = ", ".join(sorted(index)) or "none yet"
         model = name.removesuffix("_cifar10")
-        hint = (
-            f"`python -m quantlib.subject.training --recipe {model}` makes it"
-            if model in MODELS
-            else "check the name"
-        )
+        hint = "check the name"
+        if model in MODELS:
+            hint = f"`python -m quantlib.subject.training --recipe {model}` makes it"
+        elif (RECIPES / f"{model}.toml").exists():
+            hint = f"the first lines of quantlib/subject/recipes/{model}.toml say how it is made"
         raise CheckpointError(f"there is no checkpoint {name!r} (known: {known}); {hint}")
     return index[name]
 

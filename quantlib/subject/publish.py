@@ -1,5 +1,6 @@
 """Turn a finished training run into a checkpoint: half precision, index entry, model card."""
 
+import json
 import platform
 import shutil
 from dataclasses import asdict
@@ -102,10 +103,22 @@ def publish(
     save_checkpoint(model, name, facts)
     facts["metrics"] = metrics(name, root, network)
     save_checkpoint(model, name, facts)
-    shutil.copy(folder / "log.csv", ROOT.parent / "results" / f"{notebook}_training_log_{recipe.name}.csv")
+    _publish_log(
+        recipe, folder, state["seconds"], ROOT.parent / "results" / f"{notebook}_training_log_{recipe.name}"
+    )
     card = ROOT / f"{name}.md"
     card.write_text(card_text(recipe, name, facts))
     return card
+
+
+def _publish_log(recipe: Recipe, folder: Path, seconds: float, stem: Path) -> None:
+    """The log as a result of the study: a CSV, and a JSON that says where it comes from."""
+    shutil.copy(folder / "log.csv", stem.with_suffix(".csv"))
+    origin = {
+        "profile": "full", "seed": recipe.seed, "date": str(date.today()), "seconds": round(seconds, 1),
+        "machine": machine(), "versions": {"torch": torch.__version__}, "recipe": asdict(recipe),
+    }  # fmt: skip
+    stem.with_suffix(".json").write_text(json.dumps(origin, indent=2) + "\n")
 
 
 def card_text(recipe: Recipe, name: str, facts: dict[str, Any]) -> str:

@@ -38,6 +38,8 @@ def test_a_missing_checkpoint_names_the_command_that_makes_it(folder: Path) -> N
         load_checkpoint("resnet50", folder)
     with pytest.raises(CheckpointError, match="known: resnet20_cifar10.*check the name"):
         load_checkpoint("resnet1000", folder)
+    with pytest.raises(CheckpointError, match=r"resnet50_pruned90\.toml say how"):
+        load_checkpoint("resnet50_pruned90", folder)
 
 
 def test_a_deleted_truncated_or_altered_file_is_refused(folder: Path) -> None:

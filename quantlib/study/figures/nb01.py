@@ -36,6 +36,17 @@ def network(table: pd.DataFrame) -> Figure:
 
 @figure("01_training", "01_training_log_resnet50")
 def training(log: pd.DataFrame) -> Figure:
+    """Validation accuracy and training loss of the ResNet-50, epoch by epoch."""
+    return _epochs(log, "; the loss includes label smoothing")
+
+
+@figure("01_training_resnet20", "01_training_log_resnet20")
+def training_resnet20(log: pd.DataFrame) -> Figure:
+    """The same for the ResNet-20."""
+    return _epochs(log)
+
+
+def _epochs(log: pd.DataFrame, remark: str = "") -> Figure:
     """Validation accuracy and training loss, epoch by epoch; a line where the images become larger."""
     best = log.loc[log["validation_accuracy"].idxmax()]
     title = f"Validation accuracy peaks at {best['validation_accuracy']:.2f} % in epoch {best['epoch']:.0f}"
@@ -52,7 +63,7 @@ def training(log: pd.DataFrame) -> Figure:
         text, spot = f"from here {side}x{side} pixels", (epoch - 0.5, ax.get_ylim()[0])
         offset: dict[str, Any] = {"xytext": (-4, 6), "textcoords": "offset points"}
         ax.annotate(text, spot, ha="right", color=ORANGE, fontsize=8.5, **offset)
-    plots.caption(drawn, "averaged weights, n = 5,000 validation images; the loss includes label smoothing")
+    plots.caption(drawn, f"averaged weights, n = 5,000 validation images{remark}")
     return drawn
 
 

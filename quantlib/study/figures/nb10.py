@@ -1,0 +1,178 @@
+"""Figures of notebook 10: what each rescue method wins back, where, and at what price."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from quantlib.study import plots
+from quantlib.study.figures.registry import figure
+from quantlib.study.palette import BLUE, GREY, ORANGE, VERMILLION
+
+
+def points(drops: pd.DataFrame, title: str, xlabel: str, note: str = "") -> Figure:
+    """A point with its paired interval for each row (method, value, low, high, n), minutes beside it."""
+    table = drops.reset_index(drop=True)
+    made, ax = plots.canvas(title, xlabel, figsize=(6.5, 1.2 + 0.36 * len(table)))
+    places = np.arange(len(table))[::-1]
+    for place, row in zip(places, table.itertuples(), strict=True):
+        face = plots.look(str(row.method))
+        ax.plot([row.low, row.high], [place, place], color=face.colour, linewidth=2)
+        ax.plot(row.value, place, color=face.colour, marker=face.marker, markersize=7)
+        text = f"{row.value:+.2f}" + (f", {row.minutes:.0f} min" if getattr(row, "minutes", 0) >= 0.5 else "")
+        right = max(row.high, row.value)
+        ax.annotate(text, (right, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
+    ax.axvline(0, color=plots.colour("fp32"), linewidth=1)
+    ax.set_yticks(places, [plots.look(str(name)).label for name in table["method"]])
+    ax.margins(x=0.22)
+    ax.grid(axis="y", visible=False)
+    plots.caption(made, f"n = {int(table['n'].max()):,}, paired, 95 % intervals{note}")
+    return made
+
+
+def drops_of(table: pd.DataFrame, **columns: object) -> pd.DataFrame:
+    """The rows of metric "drop" with these values in these columns."""
+    rows = table[table["metric"] == "drop"]
+    for name, value in columns.items():
+        rows = rows[rows[name].astype(str) == str(value)]
+    return rows
+
+
+@figure("10_equalization", "10_equalization")
+def badly_scaled(table: pd.DataFrame) -> Figure:
+    """Points lost by the network as trained and badly scaled, each plain and equalized."""
+    bits = table[["bits_weight", "bits_activation"]].drop_duplicates().to_numpy(int).tolist()
+    w, a = bits[-1]
+    rows = drops_of(table, bits_weight=w, bits_activation=a)
+    wide = rows.set_index(["spread", "method"])["value"].unstack()
+    as_trained, scaled = wide.index.min(), wide.index.max()
+    title = (
+        f"W{w}A{a}, badly scaled: {wide.loc[scaled, 'nearest']:.1f} points lost, "
+        f"{wide.loc[scaled, 'equalization']:.1f} after equalization"
+    )
+    made, ax = plots.canvas(title, "points lost against FP32", figsize=(6.5, 2.6))
+    order = [(as_trained, "as trained"), (scaled, f"channels scaled by up to {scaled:g}")]
+    for place, (spread, _) in zip((1, 0), order, strict=True):
+        for shift, method in ((0.14, "nearest"), (-0.14, "equalization")):
+            row = rows[(rows["spread"] == spread) & (rows["method"] == method)].iloc[0]
+            face = plots.look(method)
+            ax.plot([row["low"], row["high"]], [place + shift] * 2, color=face.colour, linewidth=2)
+            ax.plot(row["value"], place + shift, color=face.colour, marker=face.marker)
+            ax.annotate(
+                face.label, (max(row["high"], row["value"]), place + shift), xytext=(6, 0), fontsize=8,
+                textcoords="offset points", va="center", color=face.colour,
+            )  # fmt: skip
+    ax.axvline(0, color=plots.colour("fp32"), linewidth=1)
+    ax.set_yticks((1, 0), [text for _, text in order])
+    ax.set_ylim(-0.5, 1.5)
+    ax.margins(x=0.3)
+    ax.grid(axis="y", visible=False)
+    plots.caption(made, f"n = {int(rows['n'].max()):,}, paired, 95 % intervals")
+    return made
+
+
+@figure("10_ladder", "10_ladder")
+def ladder(table: pd.DataFrame) -> Figure:
+    """Points lost by every method at the lowest pair of widths, with the minutes it takes."""
+    keys = table[["bits_weight", "bits_activation"]].drop_duplicates().to_numpy(int).tolist()
+    w, a = min(keys)
+    here = (table["bits_weight"] == w) & (table["bits_activation"] == a)
+    minutes = table[here & (table["metric"] == "minutes")].set_index("method")["value"]
+    rows = drops_of(table[here])
+    rows = rows.assign(minutes=rows["method"].map(minutes))
+    rescued = rows[rows["method"] != "nearest"]
+    best, plain = rescued.loc[rescued["value"].idxmin()], rows.set_index("method").loc["nearest", "value"]
+    name = plots.look(str(best["method"])).label
+    title = f"W{w}A{a}: nearest rounding loses {plain:.1f} points,\n{name} {best['value']:.1f}"
+    return points(rows, title, "points lost against FP32", "; adds in FP32, ends at 8 bits")
+
+
+@figure("10_units", "10_units")
+def error_of_units(table: pd.DataFrame) -> Figure:
+    """Relative error of each unit, before and after it was learned, where there was most to learn."""
+    before = table[table["metric"] == "error_before"].groupby("target", sort=False)["value"].mean()
+    rows = table[table["target"] == before.idxmax()]
+    wide = rows.pivot(index="unit", columns="metric", values="value").loc[list(dict.fromkeys(rows["unit"]))]
+    better = float(np.exp(np.log(wide["error_before"] / wide["error_after"]).mean()))
+    made, ax = plots.canvas(
+        f"{_said(rows['target'].iloc[0])}: the error of a block falls {better:.2f} times (geometric mean)",
+        "", "squared error / squared output",
+    )  # fmt: skip
+    places = np.arange(len(wide))
+    ax.vlines(places, wide["error_after"], wide["error_before"], color=GREY, linewidth=1)
+    ax.plot(places, wide["error_before"], "o", color=GREY, linestyle="none")
+    ax.plot(places, wide["error_after"], "o", color=BLUE, linestyle="none")
+    last = len(wide) - 1
+    for name, text, colour in (("error_before", "nearest", GREY), ("error_after", "learned", BLUE)):
+        ax.annotate(
+            text, (last, wide[name].iloc[-1]), xytext=(8, 0), textcoords="offset points", color=colour,
+            va="center", fontsize=8.5, fontweight="bold",
+        )  # fmt: skip
+    ax.set_yscale("log")
+    ax.set_xlim(-0.5, last + 0.5 + 0.18 * len(wide))
+    ax.set_xticks(places, list(wide.index), rotation=60, ha="right", fontsize=7.5)
+    plots.caption(made, "on the calibration images, which the units were learned on")
+    return made
+
+
+@figure("10_allocation", "10_allocation")
+def bits_by_layer(table: pd.DataFrame) -> Figure:
+    """The bits that each weight and each activation got, in the order of the network."""
+    made, axes = plots.canvas("", "", "bits", nrows=2, figsize=(6.5, 4.2))
+    for ax, part, colour in zip(axes, ("weight", "activation"), (BLUE, ORANGE), strict=True):
+        rows = table[(table["method"] == part) & (table["metric"] == "bits")]
+        size = rows["count"].to_numpy(float)
+        mean = float((size * rows["value"]).sum() / size.sum())
+        ax.bar(np.arange(len(rows)), rows["value"], color=colour, width=0.8)
+        ax.axhline(mean, color=VERMILLION, linewidth=1, linestyle="--")
+        ax.set_title(
+            f"{part}s: {mean:.2f} bits on average, {rows['value'].min():.0f} to {rows['value'].max():.0f}"
+        )
+        ax.set_xticks([])
+        ax.set_ylim(0, 8.5)
+    axes[1].set_xlabel("layers from the image (left) to the classifier (right)")
+    plots.caption(made, "averages weighted by the number of values")
+    return made
+
+
+@figure("10_targets", "10_targets")
+def targets(table: pd.DataFrame) -> Figure:
+    """Points lost at every setting of bits, nearest and rescued, in the papers' convention."""
+    rows = drops_of(table)
+    rows = rows[rows["kind"] != "integer"]
+    names = list(dict.fromkeys(rows["target"]))
+    wanted = rows.drop_duplicates("target").set_index("target")["wanted"]
+    kept = rows[rows["role"] == "rescued"].set_index("target")
+    met = int((kept.loc[names, "value"] <= wanted.loc[names].fillna(np.inf)).sum())
+    made, ax = plots.canvas(
+        f"{met} of {len(names)} targets met",
+        "points lost against FP32",
+        figsize=(6.5, 1.2 + 0.42 * len(names)),
+    )
+    for place, name in zip(np.arange(len(names))[::-1], names, strict=True):
+        for role, colour, shift in (("nearest", GREY, 0.13), ("rescued", BLUE, -0.13)):
+            row = rows[(rows["target"] == name) & (rows["role"] == role)].iloc[0]
+            ax.plot([row["low"], row["high"]], [place + shift] * 2, color=colour, linewidth=2)
+            ax.plot(row["value"], place + shift, "o", color=colour, markersize=6)
+            if role == "rescued":
+                ax.annotate(
+                    f"{row['value']:+.2f}", (max(row["high"], row["value"]), place + shift), xytext=(6, 0),
+                    textcoords="offset points", va="center", fontsize=8, color=colour,
+                )  # fmt: skip
+        if np.isfinite(wanted[name]):
+            ax.plot([wanted[name]] * 2, [place - 0.32, place + 0.32], color=VERMILLION, linewidth=1.5)
+    ax.set_xscale("symlog", linthresh=1)
+    ax.axvline(0, color=plots.colour("fp32"), linewidth=1)
+    ax.set_yticks(np.arange(len(names))[::-1], [_said(name) for name in names])
+    ax.set_ylim(-0.6, len(names) - 0.4)
+    ax.margins(x=0.12)
+    ax.grid(axis="y", visible=False)
+    plots.caption(
+        made,
+        f"grey: nearest, blue: rescued, red: target; n = {int(rows['n'].max()):,}, paired, 95 % intervals",
+    )
+    return made
+
+
+def _said(target: str) -> str:
+    """ "w4a4" as people write it; other names as they are."""
+    return target.upper() if target.startswith("w") else target

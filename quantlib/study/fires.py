@@ -1,0 +1,51 @@
+"""SqueezeNet with and without each of its strategies, all trained alike: the runs of notebook 16."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+
+from torch import nn
+
+from quantlib.quantization.qconfig import check_name
+from quantlib.subject.data import Images
+from quantlib.subject.models import SqueezeNet
+from quantlib.subject.recipe import Recipe
+from quantlib.subject.training import Trainer
+
+VARIANTS: dict[str, dict[str, bool]] = {
+    "plain": {"one_by_one": False, "squeeze": False, "late": False},
+    "with_one_by_one": {"one_by_one": True, "squeeze": False, "late": False},
+    "with_squeeze": {"one_by_one": True, "squeeze": True, "late": False},
+    "squeezenet": {"one_by_one": True, "squeeze": True, "late": True},
+    "without_one_by_one": {"one_by_one": False, "squeeze": True, "late": True},
+    "without_squeeze": {"one_by_one": True, "squeeze": False, "late": True},
+}
+"""Strategies switched on one after the other, then the whole network without one of them.
+
+"with_squeeze" is the whole network without late downsampling.
+"""
+
+
+def variant(name: str) -> SqueezeNet:
+    """The untrained network of that name; ConfigError lists the known ones. Introduced in notebook 16."""
+    check_name(name, VARIANTS, "variant")
+    return SqueezeNet(**VARIANTS[name])
+
+
+def train_variant(name: str, recipe: Recipe, train: Images, validation: Images, folder: Path) -> Trainer:
+    """Train a variant to the end of the recipe, in folder/NAME; the trainer, whose `average` is the result.
+
+    A run that was stopped goes on from there, a finished one is only loaded. Its lines go to log.csv there,
+    not to the screen. Introduced in notebook 16.
+    """
+    trainer = Trainer(recipe, train, validation, folder / name, model=variant(name), compile_model=False)
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer.run()
+    return trainer
+
+
+def trained(trainer: Trainer) -> nn.Module:
+    """The averaged network, ready to be evaluated."""
+    return trainer.average.model.eval()
