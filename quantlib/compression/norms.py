@@ -7,7 +7,6 @@ in a file of 2 MB they would be a fifth.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -62,23 +61,3 @@ def round_mantissa(values: Tensor, bits: int) -> Tensor:
     fraction, exponent = torch.frexp(values.float())  # fraction in [1/2, 1)
     rounded = torch.ldexp(torch.round(fraction * 2 ** (bits + 1)), exponent - (bits + 1))
     return rounded.half().float()
-
-
-def reestimate_norms(model: nn.Module, batches: Iterable[tuple[Tensor, Any]]) -> None:
-    """Measure the batch norms' means and variances anew, over images of the training set; no label is used.
-
-    After pruning or sharing the statistics are those of another network. Each norm's are averaged over the
-    batches with equal weight; in place. Introduced in notebook 14.
-    """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    before = [(norm.momentum, norm.training) for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    with torch.no_grad():
-        for x, _ in batches:
-            model(x)
-    for norm, (momentum, training) in zip(norms, before, strict=True):
-        norm.momentum = momentum
-        norm.train(training)

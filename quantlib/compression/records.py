@@ -50,8 +50,7 @@ class Sizes:
 def encode(name: str, values: Floats) -> tuple[bytes, Sizes]:
     """The shortest record of an array, lossless but for the sign of zeros. Introduced in notebook 14."""
     flat = values.ravel() + np.float32(0)  # -0.0 becomes 0.0: one zero is enough
-    # By their bits, so that not even a NaN changes.
-    patterns, symbols = np.unique(flat.view(np.uint32), return_inverse=True)
+    patterns, symbols = distinct(flat)
     nonzero = int(np.count_nonzero(flat))
     raw = bytes([RAW]) + flat.tobytes()
     best = raw, Sizes(name, len(flat), nonzero, len(patterns), 0, 0, 0, len(raw) - 1)
@@ -64,6 +63,23 @@ def encode(name: str, values: Floats) -> tuple[bytes, Sizes]:
         if len(record) < len(best[0]):
             best = record, Sizes(name, len(flat), nonzero, len(patterns), *parts)
     return best
+
+
+def distinct(values: Floats) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """The different values by their bits, so that not even a NaN changes, and which of them each value is.
+
+    What `numpy.unique` gives, without sorting the zeros, which are most of a pruned layer.
+    """
+    patterns = values.view(np.uint32)
+    places = np.flatnonzero(patterns)
+    left = patterns[places]
+    found = np.unique(left)
+    symbols = np.zeros(len(values), np.int64)
+    symbols[places] = np.searchsorted(found, left)
+    if len(places) == len(values):
+        return found, symbols
+    symbols[places] += 1
+    return np.concatenate([np.zeros(1, np.uint32), found]), symbols
 
 
 Way = tuple[bytes, tuple[int, int, int, int]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ Values = NDArray[np.float64]
 class Shared:
     """A layer's weights as `codebook[index]`: float32 (k,), and int64 of the weight's shape.
 
-    Where zeros are kept (pruned weights), `codebook[0]` is 0 and stays it.
+    Where there are zeros (pruned weights), `codebook[0]` is 0 and stays it.
     """
 
     codebook: Tensor
@@ -42,7 +43,7 @@ def linear(values: ArrayLike, clusters: int, seed: int = 0) -> Values:
     >>> linear([0.0, 1.0, 4.0], 3).tolist()
     [0.0, 2.0, 4.0]
     """
-    ordered = as_values(values)
+    ordered = as_values(values, np.float32)
     return np.linspace(ordered.min(), ordered.max(), clusters)
 
 
@@ -51,7 +52,7 @@ def density(values: ArrayLike, clusters: int, seed: int = 0) -> Values:
 
     Source: Han et al. 2016, "density-based initialization".
     """
-    return np.quantile(as_values(values), (np.arange(clusters) + 0.5) / clusters)
+    return np.quantile(as_values(values, np.float32), (np.arange(clusters) + 0.5) / clusters)
 
 
 def plus_plus(values: ArrayLike, clusters: int, seed: int = 0) -> Values:
@@ -82,7 +83,7 @@ def kmeans(values: ArrayLike, centroids: ArrayLike, iterations: int = 100) -> Va
     Stops when nothing moves. A centroid that no value is nearest to stays where it is. Returns the centroids,
     ascending. Source: Lloyd 1982. Introduced in notebook 13.
     """
-    ordered = np.sort(as_values(values))
+    ordered = np.sort(as_values(values, np.float32)).astype(np.float64)
     running = np.concatenate([[0.0], np.cumsum(ordered)])
     found = np.sort(np.asarray(centroids, np.float64))
     for _ in range(iterations):
@@ -131,7 +132,7 @@ def optimum(values: ArrayLike, clusters: int) -> Values:
 def nearest(values: ArrayLike, centroids: ArrayLike) -> NDArray[np.int64]:
     """For each value the place of its nearest centroid; of two equally near, the lower."""
     centroids = np.asarray(centroids, np.float64)
-    return np.searchsorted((centroids[:-1] + centroids[1:]) / 2, np.asarray(values, np.float64))
+    return np.searchsorted((centroids[:-1] + centroids[1:]) / 2, values)
 
 
 def squared_error(values: ArrayLike, centroids: ArrayLike) -> float:
@@ -161,19 +162,23 @@ def share(
 
 
 def shared(weight: Tensor, centroids: ArrayLike) -> Shared:
-    """The weights that are not zero, each at its nearest centroid; centroids without weights are dropped."""
+    """The weights that are not zero, each at its nearest centroid; what no weight has is dropped."""
     values = weight.detach().cpu().numpy()
     left = values != 0
-    used, place = np.unique(nearest(values[left], centroids), return_inverse=True)
-    codebook = np.concatenate([[0.0], np.asarray(centroids, np.float64)[used]]).astype(np.float32)
-    index = np.zeros(values.shape, np.int64)
-    index[left] = place + 1
-    return Shared(torch.from_numpy(codebook), torch.from_numpy(index))
+    place = np.where(left, nearest(values, centroids) + 1, 0)
+    every = np.concatenate([[0.0], np.asarray(centroids, np.float64)]).astype(np.float32)
+    used = np.bincount(place.ravel(), minlength=len(every)) > 0
+    index = (np.cumsum(used) - 1)[place]
+    return Shared(torch.from_numpy(every[used]), torch.from_numpy(index))
 
 
-def as_values(values: ArrayLike) -> Values:
-    """Numbers as float64; ConfigError when there are none, NonFiniteError for NaN or infinity."""
-    found = np.asarray(values, np.float64).ravel()
+def as_values(values: ArrayLike, narrow: type = np.float64) -> NDArray[Any]:
+    """Numbers in one row, as float64; float32 ones as `narrow`, which may be kept for speed.
+
+    Raises ConfigError when there are none, NonFiniteError for NaN or infinity.
+    """
+    given = np.asarray(values).ravel()
+    found: NDArray[Any] = given.astype(narrow if given.dtype == np.float32 else np.float64, copy=False)
     if not len(found):
         raise ConfigError("There are no values to share.")
     if not np.isfinite(found).all():

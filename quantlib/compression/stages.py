@@ -15,6 +15,7 @@ from torch import Tensor
 
 from quantlib.compression.huffman import Code, entropy_bits
 from quantlib.compression.indices import relative
+from quantlib.compression.records import distinct
 from quantlib.errors import ConfigError
 
 INDEX_BITS = range(2, 11)
@@ -68,43 +69,43 @@ def stages_of(name: str, weight: Tensor, index_bits: int | None = None) -> Stage
     that makes the shared stage smallest. Raises ConfigError beyond 65,536 distinct values: share them first.
     Source: Han et al. 2016, tables 4 and 5. Introduced in notebook 14.
     """
-    values, symbols = np.unique(weight.detach().cpu().numpy().ravel(), return_inverse=True)
+    flat = weight.detach().cpu().numpy().ravel() + np.float32(0)
+    values, symbols = distinct(flat)
     if len(values) > 1 << 16:
         raise ConfigError(f"{name} has {len(values):,} different weights; share them before they are coded.")
-    zero = int(np.searchsorted(values, 0.0)) if 0.0 in values else -1
-    places = np.flatnonzero(symbols != zero)
-    tried = [_stages(name, symbols, places, zero, len(values), bits) for bits in _widths(index_bits)]
-    return min(tried, key=lambda found: found.shared)
-
-
-def _widths(index_bits: int | None) -> Iterable[int]:
-    return INDEX_BITS if index_bits is None else [index_bits]
-
-
-def _stages(
-    name: str, symbols: np.ndarray, places: np.ndarray, zero: int, distinct: int, index_bits: int
-) -> Stages:
-    gaps, filler = relative(places, index_bits)
-    stored = np.full(len(gaps), max(zero, 0))
-    stored[~filler] = symbols[places]
+    places = np.flatnonzero(flat)
+    has_zero = len(places) < len(flat)
+    zeros = np.diff(places, prepend=-1) - 1
+    fillers = {bits: int((zeros >> bits).sum()) for bits in ([index_bits] if index_bits else INDEX_BITS)}
     # The codebook has a place for zero only where a filler needs it.
-    values = len(np.unique(stored)) if len(stored) else 1
-    weight_bits = int(np.ceil(np.log2(max(values, 1))))
-    counts = np.bincount(stored, minlength=distinct), np.bincount(gaps, minlength=1)
+    used = {bits: len(values) - int(has_zero and not more) for bits, more in fillers.items()}
+    sizes = {
+        bits: (len(places) + more) * (_bits_for(used[bits]) + bits) + 32 * used[bits]
+        for bits, more in fillers.items()
+    }
+    index_bits = min(sizes, key=lambda bits: sizes[bits])
+    weight_bits = _bits_for(used[index_bits])
+    gaps, filler = relative(places, index_bits)
+    stored = np.zeros(len(gaps), np.int64)
+    stored[~filler] = symbols[places]
+    counts = np.bincount(stored, minlength=1), np.bincount(gaps, minlength=1)
     codes = [Code.of(each) for each in counts]
     words = [code.cost(each) for code, each in zip(codes, counts, strict=True)]
-    codebook, tables = 32 * values, 8 * sum(len(code.packed()) for code in codes)
-    entries = len(gaps)
+    codebook, tables = 32 * used[index_bits], 8 * sum(len(code.packed()) for code in codes)
     return Stages(
-        name, len(symbols), len(places), int(filler.sum()), weight_bits, index_bits,
+        name, len(flat), len(places), fillers[index_bits], weight_bits, index_bits,
         words_weight=words[0],
         words_index=words[1],
         overhead=codebook + tables,
-        pruned=entries * (32 + index_bits),
-        shared=entries * (weight_bits + index_bits) + codebook,
+        pruned=len(gaps) * (32 + index_bits),
+        shared=sizes[index_bits],
         coded=sum(words) + codebook + tables,
         bound=sum(entropy_bits(each) for each in counts),
     )  # fmt: skip
+
+
+def _bits_for(values: int) -> int:
+    return int(np.ceil(np.log2(max(values, 1))))
 
 
 def total(name: str, layers: Iterable[Stages]) -> Stages:

@@ -88,6 +88,21 @@ METHODS: dict[str, Look] = {
     "random_mask": Look(VERMILLION, "s", "random mask"),
 
     # Notebooks 13 and 14, sharing and coding:
+    "linear": Look(BLUE, "o", "linear start"),
+    "density": Look(ORANGE, "D", "density start"),
+    "plus_plus": Look(GREEN, "P", "k-means++"),
+    "grid_per_tensor": Look(VERMILLION, "s", "grid, a layer"),
+    "grid_per_channel": Look(PURPLE, "^", "grid, a channel"),
+    "int8": Look(BLUE, "o", "int8"),
+    "look_up": Look(VERMILLION, "s", "look up, multiply"),
+    "look_up_sums": Look(WINE, "X", "sum, multiply"),
+    "paper": Look(VERMILLION, "s", "pruned, 16 values"),
+    "price": Look(BLUE, "o", "priced bits"),
+    "price_pruned": Look(ORANGE, "D", "retrained, priced"),
+    "tuned_shared": Look(GREEN, "P", "priced, tuned"),
+    "huffman": Look(BLUE, "o", "Huffman"),
+    "ans": Look(ORANGE, "D", "ANS (constriction)"),
+    "bound": Look(BLACK, "*", "entropy"),
 
     # Notebooks 15 and 16, distillation and SqueezeNet:
     "plain": Look(VERMILLION, "s", "plain 3x3"),

@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 from quantlib.compression.archive import compress, decompress
 from quantlib.compression.codebook import attach, detach
-from quantlib.compression.norms import reestimate_norms, simplify_norms
+from quantlib.compression.norms import simplify_norms
+from quantlib.compression.pruning import recalibrate
 from quantlib.compression.rate import importance, price_of_size, share_network
 from quantlib.compression.sharing import Shared
 from quantlib.errors import QuantlibError
@@ -87,7 +88,7 @@ def finish(network: nn.Module, images: int, mantissa: int = 5) -> nn.Module:
 def measure_norms(network: nn.Module, images: int) -> None:
     """The statistics of the batch norms, of the network as it is now."""
     drawn = data.load("calibration", source="full").sample(images, seed=1)
-    reestimate_norms(network, batches(drawn, 64))
+    recalibrate(network, batches(drawn, 64))
 
 
 def tune(options: argparse.Namespace) -> None:

@@ -4,7 +4,6 @@ import hashlib
 import resource
 import signal
 import time
-from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -15,8 +14,8 @@ from torch import nn
 
 from quantlib.compression import lanes
 from quantlib.compression.archive import CHECKSUM, compress, decompress
-from quantlib.compression.norms import reestimate_norms, round_mantissa, simplify_norms
-from quantlib.compression.records import Reader, decode, encode, varint
+from quantlib.compression.norms import round_mantissa, simplify_norms
+from quantlib.compression.records import Reader, decode, distinct, encode, varint
 from quantlib.compression.sharing import share
 from quantlib.errors import CheckpointError, ConfigError
 from quantlib.subject.models import build
@@ -97,6 +96,15 @@ def test_records_are_lossless_but_for_the_sign_of_zero(values, zeros):
     back = pending.finish(lanes.read(pending.streams))
     assert reader.place == len(record)
     assert np.array_equal(back.view(np.uint32), (array + np.float32(0)).view(np.uint32))
+
+
+@settings(deadline=None, max_examples=100)
+@given(ARRAYS)
+def test_distinct_is_numpys_unique(values):
+    array = np.array(values, np.float32) + np.float32(0)
+    patterns, symbols = distinct(array)
+    theirs, inverse = np.unique(array.view(np.uint32), return_inverse=True)
+    assert np.array_equal(patterns, theirs) and np.array_equal(symbols, inverse)
 
 
 def test_a_zero_of_either_sign_makes_one_record():
@@ -254,16 +262,3 @@ def test_rounded_mantissas_against_numpy():
         assert torch.all(round_mantissa(values, bits).half().view(torch.int16) & (2 ** (10 - bits) - 1) == 0)
     with pytest.raises(ConfigError, match="0 to 10"):
         round_mantissa(values, 11)
-
-
-def test_reestimated_norms_are_the_batches_own():
-    model = small(sparse=False)
-    batches = [(torch.randn(6, 3, 4, 4), None) for _ in range(3)]
-    reestimate_norms(model, batches)
-    seen = [model[0](x) for x, _ in batches]
-    mean = torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0)
-    var = torch.stack([x.var((0, 2, 3)) for x in seen]).mean(0)
-    assert torch.allclose(model[1].running_mean, mean, atol=1e-5)
-    assert torch.allclose(model[1].running_var, var, atol=1e-5)
-    assert not model[1].training and model[1].momentum == 0.1
-    assert same(model, deepcopy(model))

@@ -36,7 +36,8 @@ def test_stages_shrink_and_the_bound_holds(density):
     found = stages_of("layer", pruned(density, 8))
     assert 32 * found.weights > found.pruned > found.shared > found.coded - found.overhead > found.bound
     assert found.coded - found.overhead < 1.05 * found.bound
-    assert found.shared == min(stages_of("layer", pruned(density, 8), bits).shared for bits in range(2, 11))
+    every = [stages_of("layer", pruned(density, 8), bits).shared for bits in range(2, 11)]
+    assert found.shared == min(every)
 
 
 def test_total_adds_up():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from quantlib.errors import ConfigError
-from quantlib.subject.benchmark import Timing, interleave, isa, machine, ratio
+from quantlib.subject.benchmark import Timing, interleave, isa, machine, median_interval, ratio
 from quantlib.subject.publish import calibration_error
 
 
@@ -61,3 +61,14 @@ def test_calibration_error_by_hand() -> None:
     # two bins: confidence 0.9 and half right, confidence 0.6 and all right; 100 (2*0.4 + 2*0.4) / 4 = 40
     confidence, correct = np.array([0.9, 0.9, 0.6, 0.6]), np.array([1, 0, 1, 1], dtype=bool)
     assert calibration_error(confidence, correct, bins=10) == pytest.approx(40.0)
+
+
+def test_interval_of_a_median_covers_it_as_often_as_it_says() -> None:
+    scipy = pytest.importorskip("scipy.stats")
+    for n in (6, 9, 41, 101):
+        middle, low, high = median_interval([float(i) for i in range(n)])
+        assert middle == (n - 1) / 2 and low + high == n - 1
+        missed = 2 * scipy.binom.cdf(low, n, 0.5)  # the median lies below value number `low`, counted from 0
+        wider = 2 * scipy.binom.cdf(low + 1, n, 0.5)
+        assert missed <= 0.05 < wider
+    assert median_interval([3.0, 1.0]) == (2.0, 1.0, 3.0)

@@ -1,0 +1,77 @@
+"""Figures of notebook 14: what each part of the file weighs, and points lost over how many times smaller."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from quantlib.study import plots
+from quantlib.study.figures.registry import figure
+from quantlib.study.palette import BLUE
+
+PAPER = {"AlexNet's convolutions": 10.95, "VGG-16's": 13.7}
+"""Times smaller in the paper, convolutions alone (from its tables 4 and 5)."""
+
+
+@figure("14_frontier", "14_frontier")
+def drop_over_ratio(frontier: pd.DataFrame) -> Figure:
+    """Points lost on the test images over how many times smaller the file is, by method."""
+    rows = frontier[frontier["split"] == "test"]
+    kept = rows[rows["value"] <= 0.5]
+    most = f"{kept['ratio'].max():.0f} times smaller" if len(kept) else "No file"
+    made, ax = plots.canvas(
+        f"{most} for at most half a point" if len(kept) else "No file loses less than half a point",
+        "times smaller than float32 (file on disk)", "points lost against FP32",
+    )  # fmt: skip
+    ax.set_xscale("log")
+    ends = {}
+    for method in rows["method"].drop_duplicates():
+        part = rows[rows["method"] == method].sort_values("ratio")
+        face, value = plots.look(str(method)), part["value"].to_numpy(float)
+        length = np.vstack([value - part["low"], part["high"] - value]).clip(0)
+        ax.errorbar(part["ratio"], value, yerr=length, color=face.colour, marker=face.marker, linewidth=1.2)
+        ends[str(method)] = (float(part["ratio"].iloc[-1]), float(value[-1]))
+    _finish(ax, rows, ends)
+    n = int(rows["n"].iloc[0])
+    plots.caption(made, f"n = {n:,} test images, paired, 95 % intervals; dotted: the paper's convolutions")
+    return made
+
+
+def _finish(ax: Axes, rows: pd.DataFrame, ends: dict[str, tuple[float, float]]) -> None:
+    """Zero line, the paper's ratios, ticks in plain numbers, names."""
+    ax.axhline(0, color=plots.colour("fp32"), linewidth=1, linestyle="--", zorder=1)
+    for ratio in PAPER.values():
+        ax.axvline(ratio, color=plots.colour("fp32"), linewidth=1, linestyle=":", zorder=1)
+    ax.set_yscale("symlog", linthresh=2)
+    heights = (-2, -1, 0, 1, 2, 5, 10, 20, 50, 80)
+    ax.set_yticks(heights, [str(height) for height in heights])
+    low, high = float(rows["low"].min()), float(rows["high"].max())
+    ax.set_ylim(min(-1.0, 1.15 * low), max(2.0, 1.3 * high))
+    ax.set_xlim(0.8 * min(10.0, rows["ratio"].min()), 2.2 * max(20.0, rows["ratio"].max()))
+    ticks = [ratio for ratio in (5, 10, 20, 35, 50, 80, 150) if ax.get_xlim()[0] < ratio < ax.get_xlim()[1]]
+    ax.set_xticks(ticks, [str(ratio) for ratio in ticks])
+    ax.minorticks_off()
+    ax.invert_yaxis()
+    plots.label_lines(ax, ends)
+
+
+@figure("14_file", "14_file")
+def parts_of_the_file(file: pd.DataFrame) -> Figure:
+    """Kilobytes of each part of the file."""
+    rows = file[file["method"] == "file"].sort_values("value", ascending=False).reset_index(drop=True)
+    whole = rows["value"].sum()
+    places = np.arange(len(rows))[::-1]
+    at = rows.set_index("part")["value"]
+    made, ax = plots.canvas(
+        f"{whole:.2f} MB: {at['places'] / whole:.0%} say where a weight is left, "
+        f"{at['symbols'] / whole:.0%} which it is",
+        "kilobytes", figsize=(6.5, 1.0 + 0.36 * len(rows)),
+    )  # fmt: skip
+    ax.barh(places, 1000 * rows["value"], color=BLUE, height=0.62)
+    for place, value in zip(places, 1000 * rows["value"], strict=True):
+        ax.annotate(f"{value:.1f}", (value, place), xytext=(4, 0), textcoords="offset points", va="center")
+    ax.set_yticks(places, rows["part"])
+    ax.grid(axis="y", visible=False)
+    ax.margins(x=0.12)
+    plots.caption(made, "ResNet-50, 90 % pruned, 16 shared values a layer")
+    return made
