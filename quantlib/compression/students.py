@@ -3,29 +3,28 @@
 python -m quantlib.compression.students --recipe resnet20_low_bit
 """
 
-import argparse
 import contextlib
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from quantlib.compression.distillation import Distillation, JointTraining, Pair, teacher_logits
-from quantlib.errors import ConfigError, QuantlibError
+from quantlib.errors import ConfigError
 from quantlib.quantization.qat import make_trainable, start_grids
 from quantlib.subject import checkpoints, data
-from quantlib.subject.campaign import side_by_side
+from quantlib.subject.campaign import campaign_arguments, keep_result, report_runs, side_by_side
+from quantlib.subject.command import run_command
 from quantlib.subject.data import Images
-from quantlib.subject.evaluation import Evaluation, evaluate
+from quantlib.subject.evaluation import Evaluation, classes, evaluate, predictions_of
 from quantlib.subject.hooks import Hooks
 from quantlib.subject.layout import cache_folder
 from quantlib.subject.models import build
@@ -179,15 +178,13 @@ def run_one(plan: Plan, root: Path, data_root: str | None, run: tuple[Arm, int])
             compile_model=plan.images is None,  # a few steps are over before a compiler has begun
         ).run()  # fmt: skip
     state = torch.load(folder / "state.pt", map_location="cpu", weights_only=False)
-    digits = evaluate(trained_student(plan, arm, seed, root, train), test).predictions
+    digits = predictions_of(evaluate(trained_student(plan, arm, seed, root, train), test))
     result = {
         "arm": arm.name, "seed": seed, "validation_accuracy": state["best"], "seconds": state["seconds"],
-        "predictions": "".join(map(str, digits)),
+        "predictions": digits,
     }  # fmt: skip
     (folder / "state.pt").unlink()
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result))
-    os.replace(temporary, path)
+    keep_result(path, result)
     return result
 
 
@@ -202,35 +199,26 @@ def run_plan(
         yield result
 
 
-def evaluation_of(plan: Plan, result: dict[str, Any], data_root: str | None = None) -> Evaluation:
+def evaluation_of(plan: Plan, result: Mapping[str, Any], data_root: str | None = None) -> Evaluation:
     """The Evaluation behind a result, on the plan's test images. Introduced in notebook 15."""
-    predictions = np.frombuffer(result["predictions"].encode(), np.uint8).astype(np.int64) - ord("0")
-    return Evaluation.of(predictions, plan.split("test", data_root).labels.numpy())
+    return Evaluation.of(classes(result["predictions"]), plan.split("test", data_root).labels.numpy())
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status is 0, 1 after an error, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipe", default="resnet20_student", help="a recipe with a [students] table")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs side by side")
-    parser.add_argument("--folder", type=Path, help="where the runs are kept (default: the user's cache)")
-    parser.add_argument("--data", help="folder of CIFAR-10 (default: found or fetched)")
-    options = parser.parse_args(argv)
-    try:
+    options = campaign_arguments(argv, __doc__, "resnet20_student", "students")
+
+    def work() -> None:
         plan = load_plan(options.recipe)
-        folder, count = options.folder or plan.folder(), len(plan.runs())
-        print(f"{count} runs, {options.workers} side by side; state in {folder}", flush=True)
-        for place, result in enumerate(run_plan(plan, options.workers, folder, options.data), 1):
-            accuracy = evaluation_of(plan, result, options.data)
-            said = f"{result['arm']}, seed {result['seed']}: {accuracy}, {result['seconds'] / 60:.1f} min"
-            print(f"{place}/{count}  {said}", flush=True)
-    except KeyboardInterrupt:
-        print("\nstopped; every run is saved, and the same command goes on from there")
-        return 130
-    except QuantlibError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        folder = options.folder or plan.folder()
+
+        def said(result: Mapping[str, Any]) -> str:
+            return f"{result['arm']}, seed {result['seed']}: {evaluation_of(plan, result, options.data)}"
+
+        results = run_plan(plan, options.workers, folder, options.data)
+        report_runs(results, len(plan.runs()), options.workers, folder, said)
+
+    return run_command(work, kept="every run is saved")
 
 
 if __name__ == "__main__":

@@ -3,29 +3,26 @@
 python -m quantlib.compression.ticket_runs --recipe resnet20_ticket --workers 2
 """
 
-import argparse
 import contextlib
 import json
-import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from quantlib.compression.pruning import Masks, masks_of, sparsity_of
 from quantlib.compression.retraining import MaskedRetraining
 from quantlib.compression.tickets import Plan, Trial, load_plan, start_of, trained
-from quantlib.errors import QuantlibError
 from quantlib.subject import data
 from quantlib.subject.augment import resize
-from quantlib.subject.campaign import side_by_side
+from quantlib.subject.campaign import campaign_arguments, keep_result, report_runs, side_by_side
+from quantlib.subject.command import run_command
 from quantlib.subject.data import Images
-from quantlib.subject.evaluation import Evaluation, evaluate
+from quantlib.subject.evaluation import Evaluation, classes, evaluate, predictions_of
 from quantlib.subject.training import Trainer
 
 
@@ -68,12 +65,10 @@ def run_trial(plan: Plan, trial: Trial, root: Path, data_root: str | None = None
     best = trained(plan, trial, root)
     result = {
         **trial._asdict(), "sparsity": sparsity_of(masks_of(best)), "validation_accuracy": trainer.best,
-        "seconds": trainer.seconds, "predictions": "".join(map(str, evaluate(best, test).predictions)),
+        "seconds": trainer.seconds, "predictions": predictions_of(evaluate(best, test)),
     }  # fmt: skip
     (folder / "state.pt").unlink()
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result))
-    os.replace(temporary, path)
+    keep_result(path, result)
     return result
 
 
@@ -117,35 +112,27 @@ def _work(plan: Plan, root: Path, data_root: str | None, trial: Trial) -> dict[s
     return run_trial(plan, trial, root, data_root)
 
 
-def evaluation_of(plan: Plan, result: dict[str, Any], data_root: str | None = None) -> Evaluation:
+def evaluation_of(plan: Plan, result: Mapping[str, Any], data_root: str | None = None) -> Evaluation:
     """The Evaluation behind a result, on the plan's test images. Introduced in notebook 12."""
-    predictions = np.frombuffer(result["predictions"].encode(), np.uint8).astype(np.int64) - ord("0")
-    return Evaluation.of(predictions, images(plan, "test", data_root).labels.numpy())
+    return Evaluation.of(classes(result["predictions"]), images(plan, "test", data_root).labels.numpy())
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status is 0, 1 after an error, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipe", default="resnet20_ticket", help="a recipe with a [tickets] table")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs side by side")
-    parser.add_argument("--folder", type=Path, help="where the runs are kept (default: the user's cache)")
-    parser.add_argument("--data", help="folder of CIFAR-10 (default: found or fetched)")
-    options = parser.parse_args(argv)
-    try:
+    options = campaign_arguments(argv, __doc__, "resnet20_ticket", "tickets")
+
+    def work() -> None:
         plan = load_plan(options.recipe)
-        folder, count = options.folder or plan.folder(), len(plan.trials())
-        print(f"{count} runs, {options.workers} side by side; state in {folder}", flush=True)
-        for place, result in enumerate(run_plan(plan, folder, options.workers, options.data), 1):
+        folder = options.folder or plan.folder()
+
+        def said(result: Mapping[str, Any]) -> str:
             accuracy = evaluation_of(plan, result, options.data)
-            arm = "{arm} {left:g} seed {seed}".format(**result)
-            print(f"{place}/{count}  {arm}: {accuracy}, {result['seconds'] / 60:.1f} min", flush=True)
-    except KeyboardInterrupt:
-        print("\nstopped; every run is saved, and the same command goes on from there")
-        return 130
-    except QuantlibError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+            return f"{result['arm']} {result['left']:g} seed {result['seed']}: {accuracy}"
+
+        results = run_plan(plan, folder, options.workers, options.data)
+        report_runs(results, len(plan.trials()), options.workers, folder, said)
+
+    return run_command(work, kept="every run is saved")
 
 
 if __name__ == "__main__":

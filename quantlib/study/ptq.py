@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
-import numpy as np
 from torch import fx, nn
 
 from quantlib.quantization.graph import fuse, kind
@@ -23,7 +22,7 @@ from quantlib.study.sweep import Setting
 from quantlib.subject import data
 from quantlib.subject.checkpoints import load_checkpoint
 from quantlib.subject.data import Images, batches
-from quantlib.subject.evaluation import Evaluation, evaluate
+from quantlib.subject.evaluation import Evaluation, classes, evaluate, predictions_of
 
 SETTING: dict[str, Any] = {
     "bits_weight": 8, "bits_fc": 8, "bits_activation": 8, "granularity": "per_channel",
@@ -130,16 +129,6 @@ class PostTraining:
             for name, observer in prepared.activations.items():
                 prepared.set_observer(name, seen.activations[name].with_bits(observer.bits))
         return prepared
-
-
-def predictions_of(evaluation: Evaluation) -> str:
-    """The predicted class of every image, one digit each. Introduced in notebook 09."""
-    return "".join(map(str, evaluation.predictions))
-
-
-def classes(predictions: str) -> np.ndarray:
-    """The classes behind such digits, int64. Introduced in notebook 09."""
-    return np.frombuffer(predictions.encode(), np.uint8).astype(np.int64) - ord("0")
 
 
 _SETTLED: dict[Any, Observer] = {}

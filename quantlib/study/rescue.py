@@ -20,10 +20,10 @@ from quantlib.quantization.qconfig import QConfig, Scheme, check_name
 from quantlib.quantization.reconstruction import Recipe, Report, Store, correct_bias, reconstruct
 from quantlib.quantization.workflow import Prepared, calibrate, convert, prepare
 from quantlib.study import ptq
-from quantlib.study.ptq import predictions_of, split_images
+from quantlib.study.ptq import split_images
 from quantlib.study.sweep import Setting, code_digest
 from quantlib.subject.data import Images, batches
-from quantlib.subject.evaluation import Evaluation, evaluate
+from quantlib.subject.evaluation import Evaluation, classes, evaluate, predictions_of
 from quantlib.subject.layout import cache_folder
 
 
@@ -139,7 +139,7 @@ class Rescue:
 
     def evaluation(self, result: Setting, split: str = "test") -> Evaluation:
         """The Evaluation behind a result."""
-        return Evaluation.of(ptq.classes(result[split]), self.images(split).labels.numpy())
+        return Evaluation.of(classes(result[split]), self.images(split).labels.numpy())
 
     def rescued(self, chosen: Setting) -> tuple[Prepared, float, list[Report]]:
         """The network of a setting, ready for `convert`; the minutes that the method took; its reports."""

@@ -20,9 +20,9 @@ from quantlib.compression.factorized import Plan, factorize, skeleton_of
 from quantlib.compression.lowrank_file import from_plain, plain
 from quantlib.compression.ranks import convolutions, list_choices
 from quantlib.compression.windows import logit_influence, second_moments
-from quantlib.errors import QuantlibError
 from quantlib.subject import data
 from quantlib.subject.checkpoints import load_checkpoint
+from quantlib.subject.command import run_command
 from quantlib.subject.data import Images, batches
 from quantlib.subject.layout import cache_folder
 from quantlib.subject.publish import publish
@@ -102,15 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--no-publish", action="store_true", help="do not write checkpoints/ at the end")
-    try:
-        tune(parser.parse_args(argv))
-    except KeyboardInterrupt:
-        print("\nstopped; the state is saved, and the same command goes on from there")
-        return 130
-    except QuantlibError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    options = parser.parse_args(argv)
+    return run_command(lambda: tune(options))
 
 
 if __name__ == "__main__":

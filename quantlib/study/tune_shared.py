@@ -27,8 +27,8 @@ from quantlib.compression.norms import simplify_norms
 from quantlib.compression.pruning import recalibrate
 from quantlib.compression.rate import importance, price_of_size, share_network
 from quantlib.compression.sharing import Shared
-from quantlib.errors import QuantlibError
 from quantlib.subject import checkpoints, data
+from quantlib.subject.command import run_command
 from quantlib.subject.data import batches
 from quantlib.subject.evaluation import evaluate
 from quantlib.subject.hooks import Hooks
@@ -170,15 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--into", type=Path, help="instead of checkpoints/")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    try:
-        tune(parser.parse_args(argv))
-    except KeyboardInterrupt:
-        print("\nstopped; the state is saved, and the same command goes on from there")
-        return 130
-    except QuantlibError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    options = parser.parse_args(argv)
+    return run_command(lambda: tune(options))
 
 
 if __name__ == "__main__":

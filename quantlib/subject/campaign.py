@@ -1,8 +1,12 @@
-"""Many training runs, several side by side, some of which wait for others."""
+"""Many training runs, several side by side, some of which wait for others; their command."""
 
+import argparse
+import json
 import multiprocessing
-from collections.abc import Callable, Hashable, Iterator, Sequence
+import os
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -42,3 +46,32 @@ def side_by_side(
                 run = running.pop(future)
                 open_.discard(run)
                 yield run, future.result()
+
+
+def keep_result(path: Path, result: Mapping[str, Any]) -> None:
+    """Write the result of a finished run, so that a reader sees all of it or nothing."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result))
+    os.replace(temporary, path)
+
+
+def campaign_arguments(
+    argv: Sequence[str] | None, about: str | None, recipe: str, table: str
+) -> argparse.Namespace:
+    """Read the command line of a campaign; `recipe`: the default, with a [`table`] table."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--recipe", default=recipe, help=f"a recipe with a [{table}] table")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs side by side")
+    parser.add_argument("--folder", type=Path, help="where the runs are kept (default: the user's cache)")
+    parser.add_argument("--data", help="folder of CIFAR-10 (default: found or fetched)")
+    return parser.parse_args(argv)
+
+
+def report_runs(
+    results: Iterable[Mapping[str, Any]], count: int, workers: int, folder: Path,
+    said: Callable[[Mapping[str, Any]], str],
+) -> None:  # fmt: skip
+    """Print how many runs there are, then a line for each as it ends: what `said` says, its minutes."""
+    print(f"{count} runs, {workers} side by side; state in {folder}", flush=True)
+    for place, result in enumerate(results, 1):
+        print(f"{place}/{count}  {said(result)}, {result['seconds'] / 60:.1f} min", flush=True)

@@ -17,12 +17,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from quantlib.errors import QuantlibError, TrainingError
+from quantlib.errors import TrainingError
 from quantlib.progress import progress
 from quantlib.subject import data
 from quantlib.subject.augment import augment, resize
 from quantlib.subject.benchmark import bfloat16_is_fast
 from quantlib.subject.checkpoints import load_checkpoint
+from quantlib.subject.command import run_command
 from quantlib.subject.data import Images
 from quantlib.subject.evaluation import evaluate
 from quantlib.subject.hooks import Hooks
@@ -247,15 +248,8 @@ def train(options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None, run: Callable[[argparse.Namespace], None] = train) -> int:
     """Run a command line; the exit status is 0, 1 after an error, 130 after Ctrl-C."""
-    try:
-        run(arguments(argv))
-    except KeyboardInterrupt:
-        print("\nstopped; the state is saved, and the same command goes on from there")
-        return 130
-    except QuantlibError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    options = arguments(argv)
+    return run_command(lambda: run(options))
 
 
 if __name__ == "__main__":
