@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from quantlib.errors import TrainingError
 from quantlib.progress import progress
 from quantlib.subject import data
+from quantlib.subject.allocator import keep_freed_memory
 from quantlib.subject.augment import augment, resize
 from quantlib.subject.benchmark import bfloat16_is_fast
 from quantlib.subject.checkpoints import load_checkpoint
@@ -217,6 +218,7 @@ def trainer_of(options: argparse.Namespace, recipe: Recipe, hooks: Hooks | None 
     # Hours of work: `make clean` and a new clone must not take them along.
     folder = options.folder or cache_folder() / "training" / recipe.name
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("nccl" if options.device == "cuda" else "gloo")
         if options.device == "cuda":
