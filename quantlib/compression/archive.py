@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from quantlib.compression import lanes
 from quantlib.compression.records import Pending, Reader, Sizes, decode, encode, varint
 from quantlib.errors import CheckpointError, ConfigError
+from quantlib.subject.files import write_atomically
 from quantlib.subject.models import MODELS, build
 
 MAGIC, VERSION, CHECKSUM = b"QLDC", 1, 8
@@ -59,10 +60,7 @@ def compress(model: nn.Module, path: str | Path, architecture: str = "") -> Repo
     title = architecture.encode()
     body = varint(len(title)) + title + _fingerprint(state) + b"".join(records) + _integers(state)
     content = MAGIC + bytes([VERSION]) + hashlib.sha256(body).digest()[:CHECKSUM] + body
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
-    partial.write_bytes(content)
-    partial.replace(path)
+    write_atomically(Path(path), content)
     return Report(len(content), sizes)
 
 

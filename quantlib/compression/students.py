@@ -6,7 +6,6 @@ python -m quantlib.compression.students --recipe resnet20_low_bit
 import contextlib
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +24,7 @@ from quantlib.subject.campaign import campaign_arguments, keep_result, report_ru
 from quantlib.subject.command import run_command
 from quantlib.subject.data import Images
 from quantlib.subject.evaluation import Evaluation, classes, evaluate, predictions_of
+from quantlib.subject.files import replace_atomically
 from quantlib.subject.hooks import Hooks
 from quantlib.subject.layout import cache_folder
 from quantlib.subject.models import build
@@ -119,9 +119,8 @@ def answers_of(plan: Plan, train: Images, root: Path) -> Tensor:
     path = root / "answers.pt"
     if not path.exists():
         root.mkdir(parents=True, exist_ok=True)
-        temporary = root / f"answers.{os.getpid()}.tmp"
-        torch.save(teacher_logits(checkpoints.load_checkpoint(plan.teacher), train), temporary)
-        os.replace(temporary, path)
+        with replace_atomically(path) as aside:
+            torch.save(teacher_logits(checkpoints.load_checkpoint(plan.teacher), train), aside)
     answers: Tensor = torch.load(path, weights_only=True)
     return answers
 

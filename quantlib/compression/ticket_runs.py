@@ -23,6 +23,7 @@ from quantlib.subject.campaign import campaign_arguments, keep_result, report_ru
 from quantlib.subject.command import run_command
 from quantlib.subject.data import Images
 from quantlib.subject.evaluation import Evaluation, classes, evaluate, predictions_of
+from quantlib.subject.files import replace_atomically
 from quantlib.subject.training import Trainer
 
 
@@ -37,7 +38,8 @@ class _Remember(MaskedRetraining):
         """Hold the masks; save when it is time."""
         super().after_step(trainer)
         if trainer.step + 1 == self.at:
-            torch.save(trainer.model.state_dict(), self.path)
+            with replace_atomically(self.path) as aside:
+                torch.save(trainer.model.state_dict(), aside)
 
 
 def run_trial(plan: Plan, trial: Trial, root: Path, data_root: str | None = None) -> dict[str, Any]:

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from quantlib.errors import ConfigError
-from quantlib.quantization.integer_engine import RuntimeEngine
+from quantlib.quantization.integer_engine import RuntimeEngine, onnxruntime_session
 from quantlib.quantization.integer_graph import Integer
 from quantlib.quantization.integer_onnx import FORMS, apart, float_to_onnx, to_onnx
+from quantlib.quantization.integer_openvino import openvino_model
 from quantlib.quantization.onnx_writer import onnx_package
 from quantlib.quantization.qconfig import check_name
+from quantlib.subject.files import write_atomically
 
 Runtime = Callable[[bytes, Mapping[str, Any]], Mapping[str, Any]]
 """Runs a serialized ONNX graph: arrays in by name, arrays out by name."""
@@ -34,7 +36,7 @@ def export_onnx(
     check_name(form, (*FORMS, "float"), "form")
     written = _float(model, shape) if form == "float" else to_onnx(_integer(model, form), shape, form=form)
     checked(written)
-    onnx_package("onnx").save(written, str(path))
+    write_atomically(Path(path), written.SerializeToString())
     return Path(path)
 
 
@@ -88,8 +90,6 @@ def layer_differences(model: Integer, x: Tensor, run: Runtime, form: str = "qdq"
 
 def onnxruntime(model: bytes, arrays: Mapping[str, Any]) -> dict[str, Any]:
     """A Runtime: ONNX Runtime."""
-    from quantlib.quantization.integer_engine import onnxruntime_session
-
     session = onnxruntime_session(model)
     names = [result.name for result in session.get_outputs()]
     return dict(zip(names, session.run(names, dict(arrays)), strict=True))
@@ -97,7 +97,5 @@ def onnxruntime(model: bytes, arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 def openvino(model: bytes, arrays: Mapping[str, Any]) -> dict[str, Any]:
     """A Runtime: OpenVINO."""
-    from quantlib.quantization.integer_openvino import openvino_model
-
     results = openvino_model(model)(dict(arrays))
     return {min(port.get_names(), key=len): array for port, array in results.items()}

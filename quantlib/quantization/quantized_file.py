@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from quantlib.errors import CheckpointError
+from quantlib.subject.files import replace_atomically
 
 
 def write(
@@ -27,10 +28,8 @@ def write(
     # Through JSON and back first: tuples become lists, and the checksum sees what a reader will see.
     whole = json.loads(json.dumps({"format": f"quantlib-{kind}", "version": version, **description}))
     whole["sha256"] = digest(tensors, whole)
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
-    save_file(tensors, partial, metadata={"quantlib": json.dumps(whole)})
-    partial.replace(path)
+    with replace_atomically(Path(path)) as aside:
+        save_file(tensors, aside, metadata={"quantlib": json.dumps(whole)})
 
 
 def read(path: str | Path, kind: str, version: int) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -4,10 +4,10 @@ import json
 import math
 import os
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,6 +17,7 @@ import pandas as pd
 from quantlib.errors import StudyError
 from quantlib.study.manifest import find_root
 from quantlib.subject.benchmark import machine
+from quantlib.subject.files import write_atomically
 
 HEADLINE_COLUMNS = ("name", "value", "low", "high", "n", "unit", "source")
 LIBRARIES = (
@@ -80,17 +81,11 @@ def frame(rows: Rows) -> pd.DataFrame:
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
     except OSError as error:
         raise StudyError(f"{path.name} could not be written: {error.strerror or error}.") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -212,10 +207,9 @@ def save_predictions(
 ) -> Path:
     """Keep the predicted and true class of every image in predictions/<name>.npz, a byte each."""
     path = folder(profile, root) / "predictions" / f"{name}.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez_compressed(temporary, predictions=predictions.astype(np.uint8), labels=labels.astype(np.uint8))
-    os.replace(temporary, path)
+    content = BytesIO()
+    np.savez_compressed(content, predictions=predictions.astype(np.uint8), labels=labels.astype(np.uint8))
+    write_atomic(path, content.getvalue())
     return path
 
 

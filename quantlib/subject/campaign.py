@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from quantlib.subject.files import write_atomically
+
 Run = TypeVar("Run", bound=Hashable)
 
 
@@ -50,9 +52,7 @@ def side_by_side(
 
 def keep_result(path: Path, result: Mapping[str, Any]) -> None:
     """Write the result of a finished run, so that a reader sees all of it or nothing."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result))
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps(result))
 
 
 def campaign_arguments(

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from quantlib.errors import CheckpointError
+from quantlib.subject.files import replace_atomically, write_atomically
 from quantlib.subject.models import MODELS, build
 from quantlib.subject.recipe import RECIPES
 
@@ -104,14 +105,10 @@ def save_checkpoint(model: nn.Module, name: str, info: dict[str, Any], root: Pat
     path = folder / f"{name}.safetensors"
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
-    temporary = path.with_suffix(".tmp")
-    save_file(
-        state,
-        temporary,
-        metadata={"quantlib": json.dumps({"model": info["model"], "name": name}, sort_keys=True)},
-    )
-    os.replace(temporary, path)
+    about = json.dumps({"model": info["model"], "name": name}, sort_keys=True)
+    with replace_atomically(path) as aside:
+        save_file(state, aside, metadata={"quantlib": about})
     index = _index(folder)
     index[name] = {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size} | info
-    (folder / "index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    write_atomically(folder / "index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
     return path

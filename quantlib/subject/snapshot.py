@@ -5,7 +5,6 @@ python -m quantlib.subject.snapshot --recipe resnet50
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 
 from quantlib.errors import QuantlibError, TrainingError
 from quantlib.subject.checkpoints import ROOT
+from quantlib.subject.files import replace_atomically
 from quantlib.subject.layout import cache_folder
 from quantlib.subject.recipe import Recipe, load_recipe
 
@@ -48,10 +48,9 @@ def save_snapshot(folder: Path, path: Path) -> dict[str, Any]:
     text = log.read_text() if log.exists() else ""
     facts = {"step": state["step"], "seconds": state["seconds"]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
     metadata = {"recipe": _recipe_text(state["recipe"]), "facts": json.dumps(facts), "log": text}
-    save_file({k: v.contiguous() for k, v in weights.items()}, temporary, metadata=metadata)
-    os.replace(temporary, path)
+    with replace_atomically(path) as aside:
+        save_file({k: v.contiguous() for k, v in weights.items()}, aside, metadata=metadata)
     return {**facts, "epochs": max(0, len(text.splitlines()) - 1)}
 
 

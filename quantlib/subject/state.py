@@ -2,7 +2,6 @@
 
 import copy
 import csv
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlib.errors import TrainingError
+from quantlib.subject.files import replace_atomically
 
 if TYPE_CHECKING:
     from quantlib.subject.training import Trainer
@@ -67,9 +67,8 @@ def save_state(trainer: "Trainer") -> None:
         "step": trainer.step, "seconds": trainer.seconds, "best": trainer.best,
         "hooks": trainer.hooks.state_dict(),
     }  # fmt: skip
-    temporary = trainer.folder / "state.tmp"
-    torch.save(state, temporary)
-    os.replace(temporary, trainer.folder / "state.pt")
+    with replace_atomically(trainer.folder / "state.pt") as aside:
+        torch.save(state, aside)
 
 
 def load_state(trainer: "Trainer") -> None:

@@ -27,6 +27,7 @@ from quantlib.subject.checkpoints import load_checkpoint
 from quantlib.subject.command import run_command
 from quantlib.subject.data import Images
 from quantlib.subject.evaluation import evaluate
+from quantlib.subject.files import replace_atomically
 from quantlib.subject.hooks import Hooks
 from quantlib.subject.layout import cache_folder
 from quantlib.subject.models import build
@@ -191,7 +192,8 @@ class Trainer:
         )  # fmt: skip
         if result.accuracy > self.best:
             self.best = result.accuracy
-            torch.save(self.average.model.state_dict(), self.folder / "best.pt")
+            with replace_atomically(self.folder / "best.pt") as aside:
+                torch.save(self.average.model.state_dict(), aside)
         save_state(self)
 
 
