@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from quantlib.compression.pruning import (
@@ -28,6 +27,7 @@ from quantlib.subject.hooks import Hooks
 from quantlib.subject.models import build
 from quantlib.subject.publish import publish
 from quantlib.subject.recipe import Recipe, read_settings, recipe_of
+from quantlib.subject.state import load_best
 from quantlib.subject.training import Trainer
 
 
@@ -151,10 +151,7 @@ def retrain(
     trainer = Trainer(recipe, train, validation, folder, model=model, hooks=hooks, **options)
     hooks.begin(trainer)
     trainer.run()
-    trainer.model.load_state_dict(
-        torch.load(folder / "best.pt", map_location=trainer.device, weights_only=True)
-    )
-    return trainer.model.eval()
+    return load_best(trainer.model, folder).eval()
 
 
 def published(recipe: Recipe, pruning: Pruning, folder: Path, root: str | None = None) -> Path:
@@ -162,8 +159,7 @@ def published(recipe: Recipe, pruning: Pruning, folder: Path, root: str | None =
 
     The index says how sparse it is, and which network it started from, by sha256. Introduced in notebook 11.
     """
-    model = build(recipe.model)
-    model.load_state_dict(torch.load(folder / "best.pt", map_location="cpu", weights_only=True))
+    model = load_best(build(recipe.model), folder)
     masks = masks_of(model.half().float())  # as the file will have it: a few small weights become zero
     left, every = (sum(int(part) for part in parts) for parts in zip(
         *((mask.sum(), mask.numel()) for mask in masks.values()), strict=True
@@ -177,7 +173,7 @@ def published(recipe: Recipe, pruning: Pruning, folder: Path, root: str | None =
         "origin": origin, "pruning": asdict(pruning), "sparsity": round(sparsity_of(masks), 6)
     }  # fmt: skip
     if recipe.start:
-        before = checkpoint_info(f"{recipe.start}_cifar10")
+        before = checkpoint_info(recipe.start)
         about["start_sha256"] = before["sha256"]
         about |= {key: before[key] for key in ("status",) if key in before}
     return publish(recipe, folder, root, about=about, notebook="11")

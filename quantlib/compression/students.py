@@ -29,6 +29,7 @@ from quantlib.subject.hooks import Hooks
 from quantlib.subject.layout import cache_folder
 from quantlib.subject.models import build
 from quantlib.subject.recipe import Recipe, read_settings, recipe_of
+from quantlib.subject.state import load_best
 from quantlib.subject.training import Trainer
 
 TEACHERS = ("", "answers", "joint")
@@ -83,7 +84,7 @@ class Plan:
 
     def folder(self) -> Path:
         """Where its runs are kept: another recipe or other checkpoints have another folder."""
-        known = [checkpoints.checkpoint_info(f"{name}_cifar10")["sha256"] for name in self._reads()]
+        known = [checkpoints.checkpoint_info(name)["sha256"] for name in self._reads()]
         what = [asdict(self.recipe), known, self.source, self.images]
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
         return cache_folder() / "students" / f"{self.recipe.name}-{digest[:8]}"
@@ -144,9 +145,7 @@ def hooks_of(plan: Plan, arm: Arm, train: Images, root: Path) -> Hooks:
 
 def trained_student(plan: Plan, arm: Arm, seed: int, root: Path, train: Images) -> nn.Module:
     """The student that a finished run left behind, in eval mode; a low-bit one still has its grids."""
-    model = student_of(plan, arm, seed, train)
-    path = root / folder_name(arm, seed) / "best.pt"
-    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    model = load_best(student_of(plan, arm, seed, train), root / folder_name(arm, seed))
     return (model.student if isinstance(model, Pair) else model).eval()
 
 

@@ -17,6 +17,7 @@ from quantlib.errors import ConfigError
 from quantlib.subject.layout import cache_folder
 from quantlib.subject.models import build
 from quantlib.subject.recipe import Recipe, read_settings, recipe_of
+from quantlib.subject.state import load_best
 
 CHAINS = ("ticket", "rewound", "retrained")
 """Arms that prune again what they have trained; the others borrow the masks of the tickets."""
@@ -129,9 +130,7 @@ def initial(model: str, seed: int) -> nn.Module:
 
 def trained(plan: Plan, trial: Trial, root: Path, file: str = "best.pt") -> nn.Module:
     """The network that a run left behind: "best.pt", or "rewind.pt" of a dense one."""
-    model = build(plan.recipe.model)
-    model.load_state_dict(torch.load(root / trial.name / file, map_location="cpu", weights_only=True))
-    return model
+    return load_best(build(plan.recipe.model), root / trial.name, file)
 
 
 def start_of(plan: Plan, trial: Trial, root: Path) -> tuple[nn.Module, Masks]:

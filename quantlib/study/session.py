@@ -89,7 +89,7 @@ class Session:
         `load`: how, where `load_checkpoint` cannot know the network (`load_factorized`).
         """
         model = (load or checkpoints.load_checkpoint)(name).to(self.device)
-        info = setup.checkpoint(name)
+        info = checkpoints.checkpoint_info(name)
         self._checkpoints[name] = digest = str(info["sha256"])
         count = sum(parameter.numel() for parameter in model.parameters())
         print(f"{name}: {count:,} parameters, {4 * count / 1e6:.2f} MB in float32, sha256 {digest[:8]}")
@@ -100,7 +100,7 @@ class Session:
     def model_if_there(self, name: str, load: Load | None = None) -> torch.nn.Module | None:
         """`model`, or None and one sentence where it has not been trained yet."""
         try:
-            setup.checkpoint(name)
+            checkpoints.checkpoint_info(name)
         except CheckpointError:
             print(f"checkpoints/{name} is not recorded yet.")
             return None

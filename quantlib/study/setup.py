@@ -1,13 +1,11 @@
-"""How a session finds its device, its checkpoint's digest, and the same random numbers every time."""
+"""How a session finds its device, and the same random numbers every time."""
 
 import random
-from typing import Any
 
 import numpy as np
 import torch
 
-from quantlib.errors import CheckpointError, StudyError
-from quantlib.subject import checkpoints
+from quantlib.errors import StudyError
 
 
 def seed_everything(seed: int) -> None:
@@ -26,11 +24,3 @@ def require_device(name: str) -> str:
     if kind == "cuda" and not torch.cuda.is_available():
         raise StudyError("There is no CUDA device on this machine; use DEVICE = 'cpu'.")
     return name
-
-
-def checkpoint(name: str) -> dict[str, Any]:
-    """The index entry of a checkpoint; "resnet50" is short for "resnet50_cifar10", as in load_checkpoint."""
-    try:
-        return checkpoints.checkpoint_info(name)
-    except CheckpointError:
-        return checkpoints.checkpoint_info(f"{name}_cifar10")

@@ -7,10 +7,8 @@ What has been done is kept in ~/.cache/quantlib/training/RECIPE; the same comman
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -24,10 +22,10 @@ from quantlib.subject import data
 from quantlib.subject.checkpoints import load_checkpoint
 from quantlib.subject.command import run_command
 from quantlib.subject.data import Images, batches
-from quantlib.subject.layout import cache_folder
+from quantlib.subject.files import replace_atomically
 from quantlib.subject.publish import publish
 from quantlib.subject.recipe import Recipe, load_recipe
-from quantlib.subject.training import Trainer
+from quantlib.subject.training import add_arguments, trainer_of
 
 
 def factorize_under(
@@ -49,44 +47,38 @@ def factorize_under(
     return factorize(model, plans, moments, influence), plans
 
 
-def started(recipe: Recipe, folder: Path, share: float, images: int) -> tuple[nn.Module, dict[str, Plan]]:
+def started(recipe: Recipe, options: argparse.Namespace) -> tuple[nn.Module, dict[str, Plan]]:
     """The factorized network before its tuning, from the folder where it has been made before."""
-    model, path = load_checkpoint(recipe.start), folder / "start.pt"
+    model, path = load_checkpoint(recipe.start), (options.folder or recipe.folder) / "start.pt"
     if path.exists():
         kept = torch.load(path, weights_only=True)
         plans = from_plain(kept["plans"])
         network = skeleton_of(model, plans)
         network.load_state_dict(kept["state"])
         return network, plans
-    drawn = data.load("calibration", source="full").sample(images, seed=recipe.seed)
-    network, plans = factorize_under(model, drawn, share)
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save({"plans": plain(plans), "state": network.state_dict()}, path)
+    every = data.load("calibration", source="full", root=options.data)
+    network, plans = factorize_under(model, every.sample(options.images, seed=recipe.seed), options.share)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_atomically(path) as aside:
+        torch.save({"plans": plain(plans), "state": network.state_dict()}, aside)
     return network, plans
 
 
 def tune(options: argparse.Namespace) -> None:
     """Factorize, train to the end of the recipe, publish."""
     recipe = load_recipe(options.recipe)
-    folder = options.folder or cache_folder() / "training" / recipe.name
     torch.set_num_threads(options.threads)
-    network, plans = started(recipe, folder, options.share, options.images)
-    images, held_out = (data.load(split, source="full") for split in ("train", "validation"))
-    trainer = Trainer(
-        recipe, images, held_out, folder, model=network, device=options.device,
-        compile_model=not options.no_compile,
-    )  # fmt: skip
-    print(
-        f"{recipe.name}: {trainer.total_steps} steps, from step {trainer.step}; state in {folder}", flush=True
-    )
+    network, plans = started(recipe, options)
+    trainer = trainer_of(options, recipe, model=network)
     trainer.run()
-    if not options.no_publish:
+    if trainer.rank == 0 and not options.no_publish:
         about = {
             "plans": plain(plans),
             "origin": f"{recipe.start} factorized to {options.share:g} of its multiply-adds and tuned by "
             f"`python -m quantlib.study.tune_lowrank --recipe {recipe.name} --share {options.share:g}`",
         }
-        publish(recipe, folder, network=skeleton_of(load_checkpoint(recipe.start), plans), about=about)
+        skeleton = skeleton_of(load_checkpoint(recipe.start), plans)
+        publish(recipe, trainer.folder, options.data, network=skeleton, about=about)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,12 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", default="resnet50_lowrank", help="a name, or a .toml file")
+    add_arguments(parser, "resnet50_lowrank")
     parser.add_argument("--share", type=float, default=0.4, help="of the multiply-adds (default 0.4)")
     parser.add_argument("--images", type=int, default=512, help="calibration images (default 512)")
-    parser.add_argument("--folder", type=Path, help="where state and log are kept")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--no-publish", action="store_true", help="do not write checkpoints/ at the end")
     options = parser.parse_args(argv)

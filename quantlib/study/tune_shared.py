@@ -10,7 +10,6 @@ finds them.
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,10 +30,11 @@ from quantlib.subject import checkpoints, data
 from quantlib.subject.command import run_command
 from quantlib.subject.data import batches
 from quantlib.subject.evaluation import evaluate
+from quantlib.subject.files import replace_atomically, write_atomically
 from quantlib.subject.hooks import Hooks
-from quantlib.subject.layout import cache_folder
 from quantlib.subject.recipe import load_recipe
-from quantlib.subject.training import Trainer
+from quantlib.subject.state import load_best
+from quantlib.subject.training import Trainer, add_arguments, trainer_of
 
 LIST = "compressed.json"
 
@@ -58,12 +58,12 @@ class Taught(Hooks):
         return 0.5 * (super().loss(trainer, logits, images, labels) + divergence)
 
 
-def shares(model: nn.Module, megabytes: float, clusters: int, images: int, seed: int) -> dict[str, Shared]:
+def shares(model: nn.Module, options: argparse.Namespace, seed: int) -> dict[str, Shared]:
     """Codebooks of all layers whose indices take so many megabytes; the images say what matters."""
-    drawn = data.load("calibration", source="full").sample(images, seed=seed)
+    drawn = data.load("calibration", source="full", root=options.data).sample(options.images, seed=seed)
     importances = importance(model, batches(drawn, 16), seed=seed)
-    price = price_of_size(model, importances, megabytes, clusters)
-    return share_network(model, importances, price, clusters)
+    price = price_of_size(model, importances, options.megabytes, options.clusters)
+    return share_network(model, importances, price, options.clusters)
 
 
 def started(path: Path, options: argparse.Namespace, seed: int) -> dict[str, Shared]:
@@ -71,23 +71,23 @@ def started(path: Path, options: argparse.Namespace, seed: int) -> dict[str, Sha
     if path.exists():
         kept = torch.load(path, weights_only=True)
         return {name: Shared(codebook, index.long()) for name, (codebook, index) in kept.items()}
-    model = checkpoints.load_checkpoint(options.start)
-    found = shares(model, options.megabytes, options.clusters, options.images, seed)
+    found = shares(checkpoints.load_checkpoint(options.start), options, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({name: (each.codebook, each.index.to(torch.int16)) for name, each in found.items()}, path)
+    with replace_atomically(path) as aside:
+        torch.save({name: (each.codebook, each.index.to(torch.int16)) for name, each in found.items()}, aside)
     return found
 
 
-def finish(network: nn.Module, images: int, mantissa: int = 5) -> nn.Module:
+def finish(network: nn.Module, options: argparse.Namespace) -> nn.Module:
     """The tuned network as it is stored: plain weights, norms measured anew, and rounded."""
     plain = detach(network).eval()
-    measure_norms(plain, images)
-    return simplify_norms(plain, mantissa)
+    measure_norms(plain, options)
+    return simplify_norms(plain)
 
 
-def measure_norms(network: nn.Module, images: int) -> None:
+def measure_norms(network: nn.Module, options: argparse.Namespace) -> None:
     """The statistics of the batch norms, of the network as it is now."""
-    drawn = data.load("calibration", source="full").sample(images, seed=1)
+    drawn = data.load("calibration", source="full", root=options.data).sample(options.statistics, seed=1)
     recalibrate(network, batches(drawn, 64))
 
 
@@ -97,22 +97,14 @@ def tune(options: argparse.Namespace) -> None:
     recipe = replace(load_recipe(options.recipe), name=name, start=options.start)
     if options.epochs is not None:
         recipe = replace(recipe, stages=((options.epochs, recipe.stages[-1][1]),))
-    folder = options.folder or cache_folder() / "training" / name
     torch.set_num_threads(options.threads)
     start = checkpoints.load_checkpoint(options.start)
-    skeleton = attach(start, started(folder / "start.pt", options, recipe.seed))
-    measure_norms(skeleton, options.statistics)
-    teacher = checkpoints.load_checkpoint(options.teacher)
-    train, held_out = (data.load(split, source="full") for split in ("train", "validation"))
-    trainer = Trainer(
-        recipe, train.take(options.limit) if options.limit else train, held_out.take(options.validation),
-        folder, model=skeleton, hooks=Taught(teacher.to(options.device)), device=options.device,
-        compile_model=False,
-    )  # fmt: skip
-    print(f"{name}: {trainer.total_steps} steps, from step {trainer.step}; state in {folder}", flush=True)
+    skeleton = attach(start, started((options.folder or recipe.folder) / "start.pt", options, recipe.seed))
+    measure_norms(skeleton, options)
+    teacher = checkpoints.load_checkpoint(options.teacher).to(options.device)
+    trainer = trainer_of(options, recipe, Taught(teacher), skeleton, (options.limit, options.validation))
     trainer.run()
-    trainer.model.load_state_dict(torch.load(folder / "best.pt", weights_only=True))
-    write(name, finish(trainer.model.cpu(), options.statistics), options)
+    write(name, finish(load_best(trainer.model, trainer.folder).cpu(), options), options)
 
 
 def write(name: str, network: nn.Module, options: argparse.Namespace) -> None:
@@ -120,9 +112,9 @@ def write(name: str, network: nn.Module, options: argparse.Namespace) -> None:
     folder = options.into or checkpoints.ROOT
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.qldc"
-    info = checkpoints.checkpoint_info(_full_name(options.start))
+    info = checkpoints.checkpoint_info(options.start)
     report = compress(network, path, info["model"])
-    held_out = data.load("validation", source="full").take(options.validation)
+    held_out = data.load("validation", source="full", root=options.data).take(options.validation)
     result = evaluate(decompress(path), held_out)
     entry = {
         "file": path.name, "bytes": report.bytes, "sha256": checkpoints.sha256(path), "start": options.start,
@@ -133,14 +125,10 @@ def write(name: str, network: nn.Module, options: argparse.Namespace) -> None:
     print(f"{path}: {report.bytes:,} bytes, validation {result}")
 
 
-def _full_name(name: str) -> str:
-    return name if name.endswith("_cifar10") else f"{name}_cifar10"
-
-
 def enter(path: Path, name: str, entry: dict[str, Any]) -> None:
     """Add an entry to the list of compressed files, or replace it."""
     every = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({**every, name: entry}, indent=2, sort_keys=True) + "\n")
+    write_atomically(path, json.dumps({**every, name: entry}, indent=2, sort_keys=True) + "\n")
 
 
 def listed(folder: Path | None = None) -> dict[str, dict[str, Any]]:
@@ -155,21 +143,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_arguments(parser, "resnet50_shared")
+    parser.set_defaults(no_compile=True)
     parser.add_argument("--start", default="resnet50", help="the checkpoint whose weights are shared")
     parser.add_argument("--teacher", default="resnet50", help="the float32 checkpoint that teaches")
     parser.add_argument("--megabytes", type=float, required=True, help="entropy of all indices")
     parser.add_argument("--clusters", type=int, default=16, help="shared values a layer, beside zero")
-    parser.add_argument("--recipe", default="resnet50_shared", help="a name, or a .toml file")
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
     parser.add_argument("--name", help="of the file (default: START_MEGABYTESmb)")
     parser.add_argument("--images", type=int, default=512, help="for the importance (default 512)")
     parser.add_argument("--statistics", type=int, default=2048, help="images for the norms (default 2048)")
     parser.add_argument("--validation", type=int, default=5000, help="validation images (default 5000)")
     parser.add_argument("--limit", type=int, help="training images, fewer than all, to try it out")
-    parser.add_argument("--folder", type=Path, help="where state and log are kept")
     parser.add_argument("--into", type=Path, help="instead of checkpoints/")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args(argv)
     return run_command(lambda: tune(options))
 

@@ -40,9 +40,11 @@ def sha256(path: Path) -> str:
 def checkpoint_info(name: str, root: Path | None = None) -> dict[str, Any]:
     """Return the index entry of a checkpoint: file, sha256, bytes, model, metrics, recipe.
 
-    Raises CheckpointError that names the command which makes a missing one.
+    `resnet50` is short for `resnet50_cifar10`, and so for all. Raises CheckpointError that names the command
+    which makes a missing one.
     """
     index = _index(root or ROOT)
+    name = name if name in index else f"{name.removesuffix('_cifar10')}_cifar10"
     if name not in index:
         known = ", ".join(sorted(index)) or "none yet"
         model = name.removesuffix("_cifar10")
@@ -58,13 +60,12 @@ def checkpoint_info(name: str, root: Path | None = None) -> dict[str, Any]:
 def load_checkpoint(name: str, root: Path | None = None, network: nn.Module | None = None) -> nn.Module:
     """Load a trained network by its name in checkpoints/index.json, in eval mode, float32, channels-last.
 
-    `resnet50` is short for `resnet50_cifar10`, and so for all. The file is checked against its sha256 first.
-    `network` takes up the weights where the model that the index names was changed before it was trained on.
+    The name may be short, see `checkpoint_info`. The file is checked against its sha256 first. `network`
+    takes up the weights where the model that the index names was changed before it was trained on.
     Raises CheckpointError when it is missing, truncated, altered or of another architecture.
     Introduced in notebook 01.
     """
     folder = root or ROOT
-    name = name if name in _index(folder) else f"{name.removesuffix('_cifar10')}_cifar10"
     info = checkpoint_info(name, folder)
     path = folder / info["file"]
     if not path.exists():

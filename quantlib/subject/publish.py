@@ -20,6 +20,7 @@ from quantlib.subject.data import CLASSES, Images
 from quantlib.subject.evaluation import Evaluation, evaluate
 from quantlib.subject.models import build
 from quantlib.subject.recipe import Recipe
+from quantlib.subject.state import load_best
 
 
 def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
@@ -93,8 +94,7 @@ def publish(
     best = folder / "best.pt"
     if not best.exists():
         raise TrainingError(f"{best} is missing: finish at least one epoch before publishing")
-    model = network or build(recipe.model)
-    model.load_state_dict(torch.load(best, map_location="cpu", weights_only=True))
+    model = load_best(network or build(recipe.model), folder)
     name = f"{recipe.name}_cifar10"
     state = torch.load(folder / "state.pt", map_location="cpu", weights_only=False)
     facts = {"model": recipe.model, "recipe": asdict(recipe), "hours": round(state["seconds"] / 3600, 2)}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quantlib.errors import ConfigError
+from quantlib.subject.layout import cache_folder
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -41,6 +42,14 @@ class Recipe:
     def epochs(self) -> int:
         """The number of epochs of all stages together."""
         return sum(count for count, _ in self.stages)
+
+    @property
+    def folder(self) -> Path:
+        """Where a run keeps its state unless told otherwise, in the user's cache.
+
+        Hours of work: `make clean` and a new clone must not take them along.
+        """
+        return cache_folder() / "training" / self.name
 
     def resolution(self, epoch: int) -> int:
         """The image side in pixels of one epoch, counted from zero."""

@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from quantlib.errors import QuantlibError, TrainingError
 from quantlib.subject.checkpoints import ROOT
 from quantlib.subject.files import replace_atomically
-from quantlib.subject.layout import cache_folder
 from quantlib.subject.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         recipe = load_recipe(options.recipe)
         path = snapshot_path(recipe)
-        facts = save_snapshot(options.folder or cache_folder() / "training" / recipe.name, path)
+        facts = save_snapshot(options.folder or recipe.folder, path)
     except QuantlibError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -71,6 +71,12 @@ def save_state(trainer: "Trainer") -> None:
         torch.save(state, aside)
 
 
+def load_best(model: nn.Module, folder: Path, file: str = "best.pt") -> nn.Module:
+    """Fill `model` with the averaged weights that a run in `folder` found best, and return it."""
+    model.load_state_dict(torch.load(folder / file, map_location="cpu", weights_only=True))
+    return model
+
+
 def load_state(trainer: "Trainer") -> None:
     """Go on from the saved state, if there is one and it belongs to the same recipe."""
     path = trainer.folder / "state.pt"

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -25,11 +24,11 @@ from quantlib.subject.augment import augment, resize
 from quantlib.subject.benchmark import bfloat16_is_fast
 from quantlib.subject.checkpoints import load_checkpoint
 from quantlib.subject.command import run_command
+from quantlib.subject.compiled import compiled
 from quantlib.subject.data import Images
 from quantlib.subject.evaluation import evaluate
 from quantlib.subject.files import replace_atomically
 from quantlib.subject.hooks import Hooks
-from quantlib.subject.layout import cache_folder
 from quantlib.subject.models import build
 from quantlib.subject.optimizers import Optimizers
 from quantlib.subject.recipe import Recipe, load_recipe
@@ -37,20 +36,6 @@ from quantlib.subject.snapshot import load_snapshot, snapshot_path
 from quantlib.subject.state import Average, TrainingLog, load_state, save_state
 
 CHECK_EVERY = 20  # steps between two looks at the loss: a look waits for the device
-
-
-def compiled(model: nn.Module, device: torch.device, enabled: bool) -> nn.Module:
-    """Compile `model` and run it once; fall back to the plain model where no compiler works."""
-    if not enabled:
-        return model
-    candidate = cast(nn.Module, torch.compile(model, dynamic=False))
-    try:
-        with torch.no_grad():
-            candidate(torch.zeros(2, 3, 32, 32, device=device).to(memory_format=torch.channels_last))
-    except Exception as error:  # the compiler's own errors are of many kinds
-        print(f"torch.compile does not work here ({type(error).__name__}); training goes on without it")
-        return model
-    return candidate
 
 
 class Trainer:
@@ -200,25 +185,33 @@ class Trainer:
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--recipe", default="resnet50", help="a name in quantlib/subject/recipes, or a .toml file"
-    )
-    parser.add_argument(
-        "--folder", type=Path, help="where state and log are kept (default ~/.cache/quantlib/training/RECIPE)"
-    )
-    parser.add_argument("--data", help="folder of CIFAR-10 (default: found or fetched)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--save-seconds", type=float, default=120)
+    add_arguments(parser, "resnet50")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--no-publish", action="store_true", help="do not write checkpoints/ at the end")
     return parser.parse_args(argv)
 
 
-def trainer_of(options: argparse.Namespace, recipe: Recipe, hooks: Hooks | None = None) -> Trainer:
-    """The trainer of a command line, on all training images; it goes on where an earlier one stopped."""
-    # Hours of work: `make clean` and a new clone must not take them along.
-    folder = options.folder or cache_folder() / "training" / recipe.name
+def add_arguments(parser: argparse.ArgumentParser, recipe: str) -> None:
+    """Add what every command that trains needs to be told; `recipe`: the default."""
+    parser.add_argument("--recipe", default=recipe, help="in quantlib/subject/recipes, or a .toml file")
+    parser.add_argument(
+        "--folder", type=Path, help="where state and log are kept (default ~/.cache/quantlib/training/NAME)"
+    )
+    parser.add_argument("--data", help="folder of CIFAR-10 (default: found or fetched)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--save-seconds", type=float, default=120)
+
+
+def trainer_of(
+    options: argparse.Namespace, recipe: Recipe, hooks: Hooks | None = None, model: nn.Module | None = None,
+    images: tuple[int | None, int | None] = (None, None),
+) -> Trainer:  # fmt: skip
+    """The trainer of a command line; it goes on where an earlier one stopped.
+
+    `model` and `hooks` as of Trainer; `images`: how many to train and to validate on, None for all.
+    """
+    folder = options.folder or recipe.folder
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -226,11 +219,10 @@ def trainer_of(options: argparse.Namespace, recipe: Recipe, hooks: Hooks | None 
         if options.device == "cuda":
             options.device = f"cuda:{os.environ['LOCAL_RANK']}"
             torch.cuda.set_device(options.device)
-    images, held_out = (
-        data.load(split, source="full", root=options.data) for split in ("train", "validation")
-    )
+    every = [data.load(split, source="full", root=options.data) for split in ("train", "validation")]
+    train, held_out = (found.take(n) if n else found for found, n in zip(every, images, strict=True))
     trainer = Trainer(
-        recipe, images, held_out, folder, hooks=hooks, device=options.device,
+        recipe, train, held_out, folder, model=model, hooks=hooks, device=options.device,
         compile_model=not options.no_compile, save_seconds=options.save_seconds,
     )  # fmt: skip
     load_snapshot(trainer, snapshot_path(recipe))

@@ -119,11 +119,11 @@ def test_the_teacher_is_asked_once(small_world, tmp_path, monkeypatch):
 
 
 def test_another_recipe_or_checkpoint_has_another_folder(monkeypatch):
-    digests = {"resnet50_cifar10": "a", "resnet20_cifar10": "b"}
+    digests = {"resnet50": "a", "resnet20": "b"}
     monkeypatch.setattr(students.checkpoints, "checkpoint_info", lambda name: {"sha256": digests[name]})
     first = PLAN.folder()
     assert first == PLAN.folder() != replace(PLAN, recipe=replace(TINY, batch_size=32)).folder()
-    digests["resnet20_cifar10"] = "c"
+    digests["resnet20"] = "c"
     assert first != PLAN.folder()
 
 

@@ -30,7 +30,7 @@ def test_factorized_under_the_budget_tuned_resumed_and_published(tmp_path, monke
     original, images = build("resnet20").eval(), data.load("calibration").take(32)
     published = []
     monkeypatch.setattr(tune_lowrank, "load_checkpoint", lambda name: original)
-    monkeypatch.setattr(tune_lowrank.data, "load", lambda split, source: images)
+    monkeypatch.setattr(tune_lowrank.data, "load", lambda split, source, root=None: images)
     monkeypatch.setattr(tune_lowrank, "publish", lambda *given, **more: published.append((*given, more)))
     recipe, folder = tmp_path / "tiny.toml", tmp_path / "state"
     recipe.write_text(RECIPE)

@@ -24,7 +24,7 @@ def test_shared_tuned_resumed_and_listed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tune_shared.checkpoints, "load_checkpoint", lambda name: original)
     facts = {"model": "resnet20", "sha256": "abc"}
     monkeypatch.setattr(tune_shared.checkpoints, "checkpoint_info", lambda name: facts)
-    monkeypatch.setattr(tune_shared.data, "load", lambda split, source: images)
+    monkeypatch.setattr(tune_shared.data, "load", lambda split, source, root=None: images)
     recipe, into = tmp_path / "tiny.toml", tmp_path / "checkpoints"
     recipe.write_text(RECIPE)
     command = ["--recipe", str(recipe), "--folder", str(tmp_path / "state"), "--into", str(into)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from quantlib.errors import CheckpointError
-from quantlib.subject.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from quantlib.subject.checkpoints import checkpoint_info, load_checkpoint, load_weights, save_checkpoint
 from quantlib.subject.models import build
 
 
@@ -22,6 +22,7 @@ def test_round_trip_is_exact_in_half_precision(folder: Path) -> None:
     original = build("resnet20").state_dict()
     loaded = load_checkpoint("resnet20", folder)
     assert not loaded.training
+    assert checkpoint_info("resnet20", folder) == checkpoint_info("resnet20_cifar10", folder)
     for key, value in loaded.state_dict().items():
         expected = original[key].half().float() if original[key].is_floating_point() else original[key]
         assert torch.equal(value, expected) and value.dtype == original[key].dtype
