@@ -16,9 +16,8 @@ from torch import fx, nn
 from quantlib.errors import UnsupportedOperatorError
 from quantlib.quantization.canonical import ADDS, CATS, is_batch_size, modules_for, scope, tensor_inputs
 from quantlib.quantization.fused import Concat, FusedAdd
-from quantlib.quantization.graph import trace
+from quantlib.quantization.graph import BATCH_NORMS, trace
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 FIXED = 0
 """The channel that stands for the images' and the logits': it never goes."""
 
@@ -88,7 +87,7 @@ class _Walk:
                 self.join(np.zeros_like(self.values[source]), self.values[source])
         elif node.op == "call_module" and isinstance(self.modules[str(node.target)], nn.Conv2d | nn.Linear):
             self.values[node] = self.layer(str(node.target), inputs[0])
-        elif node.op == "call_module" and isinstance(self.modules[str(node.target)], NORMS):
+        elif node.op == "call_module" and isinstance(self.modules[str(node.target)], BATCH_NORMS):
             self.values[node] = self.norm(node, inputs[0])
         elif not self.shape_only(node):
             self.values[node] = self.operator(node, inputs)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from quantlib.compression.huffman import Code, entropy_bits
@@ -74,38 +76,45 @@ def stages_of(name: str, weight: Tensor, index_bits: int | None = None) -> Stage
     if len(values) > 1 << 16:
         raise ConfigError(f"{name} has {len(values):,} different weights; share them before they are coded.")
     places = np.flatnonzero(flat)
-    has_zero = len(places) < len(flat)
-    zeros = np.diff(places, prepend=-1) - 1
-    fillers = {bits: int((zeros >> bits).sum()) for bits in ([index_bits] if index_bits else INDEX_BITS)}
-    # The codebook has a place for zero only where a filler needs it.
-    used = {bits: len(values) - int(has_zero and not more) for bits, more in fillers.items()}
-    sizes = {
-        bits: (len(places) + more) * (_bits_for(used[bits]) + bits) + 32 * used[bits]
-        for bits, more in fillers.items()
-    }
-    index_bits = min(sizes, key=lambda bits: sizes[bits])
-    weight_bits = _bits_for(used[index_bits])
-    gaps, filler = relative(places, index_bits)
+    tried = [_widths(flat, len(values), bits) for bits in ([index_bits] if index_bits else INDEX_BITS)]
+    chosen = min(tried, key=lambda widths: widths.bits)
+    gaps, filler = relative(places, chosen.index)
     stored = np.zeros(len(gaps), np.int64)
     stored[~filler] = symbols[places]
     counts = np.bincount(stored, minlength=1), np.bincount(gaps, minlength=1)
     codes = [Code.of(each) for each in counts]
     words = [code.cost(each) for code, each in zip(codes, counts, strict=True)]
-    codebook, tables = 32 * used[index_bits], 8 * sum(len(code.packed()) for code in codes)
+    codebook, tables = 32 * chosen.values, 8 * sum(len(code.packed()) for code in codes)
     return Stages(
-        name, len(flat), len(places), fillers[index_bits], weight_bits, index_bits,
+        name, len(flat), len(places), chosen.fillers, chosen.weight, chosen.index,
         words_weight=words[0],
         words_index=words[1],
         overhead=codebook + tables,
-        pruned=len(gaps) * (32 + index_bits),
-        shared=sizes[index_bits],
+        pruned=len(gaps) * (32 + chosen.index),
+        shared=chosen.bits,
         coded=sum(words) + codebook + tables,
         bound=sum(entropy_bits(each) for each in counts),
     )  # fmt: skip
 
 
-def _bits_for(values: int) -> int:
-    return int(np.ceil(np.log2(max(values, 1))))
+class _Widths(NamedTuple):
+    """Fixed widths of the two indices, and what follows: fillers, values in the codebook, bits in all."""
+
+    weight: int
+    index: int
+    fillers: int
+    values: int
+    bits: int
+
+
+def _widths(flat: NDArray[np.float32], distinct_values: int, index: int) -> _Widths:
+    """What the shared stage needs with distances of `index` bits."""
+    places = np.flatnonzero(flat)
+    fillers = int(((np.diff(places, prepend=-1) - 1) >> index).sum())
+    # The codebook has a place for zero only where a filler needs it.
+    values = distinct_values - int(len(places) < len(flat) and not fillers)
+    weight = int(np.ceil(np.log2(max(values, 1))))
+    return _Widths(weight, index, fillers, values, (len(places) + fillers) * (weight + index) + 32 * values)
 
 
 def total(name: str, layers: Iterable[Stages]) -> Stages:

@@ -20,7 +20,13 @@ from quantlib.compression.distillation import Distillation, JointTraining, Pair,
 from quantlib.errors import ConfigError
 from quantlib.quantization.qat import make_trainable, start_grids
 from quantlib.subject import checkpoints, data
-from quantlib.subject.campaign import campaign_arguments, keep_result, report_runs, side_by_side
+from quantlib.subject.campaign import (
+    campaign_arguments,
+    campaign_images,
+    keep_result,
+    report_runs,
+    side_by_side,
+)
 from quantlib.subject.command import run_command
 from quantlib.subject.data import Images
 from quantlib.subject.evaluation import Evaluation, classes, evaluate, predictions_of
@@ -90,12 +96,8 @@ class Plan:
         return cache_folder() / "students" / f"{self.recipe.name}-{digest[:8]}"
 
     def split(self, name: str, data_root: str | None = None) -> Images:
-        """Its images of train, validation or test; the slice trains on what it has for calibration."""
-        every = "calibration" if (name, self.source) == ("train", "slice") else name
-        found = data.load(every, self.source, data_root)
-        if self.images is None:
-            return found
-        return found.sample(self.images[("train", "validation", "test").index(name)], seed=0)
+        """Its images of train, validation or test."""
+        return campaign_images(name, self.source, self.images, data_root)
 
     def _reads(self) -> list[str]:
         teacher = [self.teacher] if any(arm.teacher == "answers" for arm in self.arms) else []

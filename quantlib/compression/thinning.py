@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from quantlib.compression.channels import FIXED, NORMS, Channels, find_channels
+from quantlib.compression.channels import FIXED, Channels, find_channels
 from quantlib.errors import ConfigError
+from quantlib.quantization.graph import BATCH_NORMS
 
 
 class Cost(NamedTuple):
@@ -114,7 +115,7 @@ def remove_channels(model: nn.Module, channels: Channels, gone: Iterable[int]) -
     for name, read in channels.reads.items():
         module: Any = result.get_submodule(name)
         stays = torch.from_numpy(~np.isin(read, dropped))
-        if isinstance(module, NORMS):
+        if isinstance(module, BATCH_NORMS):
             _cut(module, stays, ("weight", "bias", "running_mean", "running_var"))
             module.num_features = int(stays.sum())
             continue

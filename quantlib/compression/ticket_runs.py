@@ -17,9 +17,14 @@ import torch
 from quantlib.compression.pruning import Masks, masks_of, sparsity_of
 from quantlib.compression.retraining import MaskedRetraining
 from quantlib.compression.tickets import Plan, Trial, load_plan, start_of, trained
-from quantlib.subject import data
 from quantlib.subject.augment import resize
-from quantlib.subject.campaign import campaign_arguments, keep_result, report_runs, side_by_side
+from quantlib.subject.campaign import (
+    campaign_arguments,
+    campaign_images,
+    keep_result,
+    report_runs,
+    side_by_side,
+)
 from quantlib.subject.command import run_command
 from quantlib.subject.data import Images
 from quantlib.subject.evaluation import Evaluation, classes, evaluate, predictions_of
@@ -76,11 +81,8 @@ def run_trial(plan: Plan, trial: Trial, root: Path, data_root: str | None = None
 
 @lru_cache(maxsize=3)
 def images(plan: Plan, split: str, root: str | None = None) -> Images:
-    """The images of a plan: the slice's training images are those for calibration."""
-    name = "calibration" if (split, plan.source) == ("train", "slice") else split
-    found = data.load(name, source=plan.source, root=root)
-    if plan.images:
-        found = found.sample(plan.images[("train", "validation", "test").index(split)], seed=0)
+    """The images of a plan, of the side that it wants."""
+    found = campaign_images(split, plan.source, plan.images, root)
     if plan.side != found.pixels.shape[-1]:
         small = resize(found.pixels.float(), plan.side).round().clamp(0, 255).to(torch.uint8)
         found = replace(found, pixels=small, md5="")

@@ -111,20 +111,20 @@ def modules_for(node: fx.Node, modules: Mapping[str, nn.Module]) -> list[nn.Modu
 
 def canonical_modules(module: Any) -> list[nn.Module] | None:
     """The canonical form of one module; [] to drop it, None if unknown."""
-    kind = type(module)
-    if kind in DROPPED:
+    own = type(module)
+    if own in DROPPED:
         return []
-    if kind in (nn.ReLU, nn.ReLU6):
-        return [kind()]
-    if kind is nn.Conv2d:
+    if own in RELUS:
+        return [own()]
+    if own is nn.Conv2d:
         return _conv(module)
-    if kind is nn.Linear:
+    if own is nn.Linear:
         return [fused_linear(module)]
-    if kind is nn.Flatten:
+    if own is nn.Flatten:
         return [Flatten()] if (module.start_dim, module.end_dim) == (1, -1) else None
-    if kind is nn.MaxPool2d and module.return_indices:
+    if own is nn.MaxPool2d and module.return_indices:
         return None
-    return [module] if kind in POOLS or kind in KEPT else None
+    return [module] if own in POOLS or own in KEPT else None
 
 
 def _conv(conv: nn.Conv2d) -> list[nn.Module] | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -105,20 +104,6 @@ def unbalance(model: nn.Module, spread: float = 10.0, seed: int = 0) -> fx.Graph
         draws = rng.uniform(-math.log(spread), math.log(spread), len(a.weight))  # type: ignore[arg-type]
         _rescale(a, b, torch.from_numpy(np.exp(draws)).float())
     return graph
-
-
-def channel_spread(model: nn.Module, measure: str = "magnitude") -> Mapping[str, float]:
-    """How unlike the channels of each link are: largest over smallest width, by the first layer's name.
-
-    Channels of width 0 do not count. Introduced in notebook 10.
-    """
-    check_name(measure, MEASURES, "measure")
-    found = {}
-    for first, _ in links(_copy(model).graph):
-        width = _width(_outputs(module_of(first).weight), measure)  # type: ignore[arg-type]
-        alive = width[width > 0]
-        found[str(first.target)] = float(alive.max() / alive.min()) if len(alive) else 1.0
-    return found
 
 
 def _copy(model: nn.Module) -> fx.GraphModule:

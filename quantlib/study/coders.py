@@ -1,11 +1,10 @@
 """An entropy coder that nobody here wrote, beside our Huffman codes: asymmetric numeral systems."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike
 
 from quantlib.errors import StudyError
+from quantlib.optional import optional
 
 
 def ans_bytes(symbols: ArrayLike) -> int:
@@ -19,18 +18,8 @@ def ans_bytes(symbols: ArrayLike) -> int:
     used = np.flatnonzero(counts)
     if len(used) < 2:
         return 0  # nothing to say
-    stream = _constriction().stream
+    stream = optional("constriction", "The comparison", "pip install quantlib[coding]", StudyError).stream
     model = stream.model.Categorical((counts[used] / counts.sum()).astype(np.float64), perfect=False)
     coder = stream.stack.AnsCoder()
     coder.encode_reverse(np.searchsorted(used, chosen).astype(np.int32), model)
     return 4 * len(coder.get_compressed())
-
-
-def _constriction() -> Any:
-    try:
-        import constriction
-    except ImportError as error:
-        raise StudyError(
-            "The comparison needs constriction, which is not installed; `pip install quantlib[coding]`."
-        ) from error
-    return constriction

@@ -18,6 +18,7 @@ from quantlib.study import execute, results
 from quantlib.study.execute import Order
 from quantlib.study.manifest import Course, Notebook
 from quantlib.study.process import crashed, read_record, stop, stopped, write_record
+from quantlib.study.setup import require_device
 
 RESERVED = {"PROFILE": "--profile", "DEVICE": "--device"}
 NEEDED_BYTES = 200e6
@@ -184,10 +185,6 @@ def check_disk(folder: Path) -> None:
 
 def check_device(device: str) -> None:
     """StudyError when the device is not there."""
-    if device == "cpu":
-        return
-    from quantlib.study.setup import require_device
-
     require_device(device)
 
 

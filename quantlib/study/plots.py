@@ -25,9 +25,12 @@ __all__ = [
     "heatmap",
     "histograms",
     "label_lines",
+    "lengths",
+    "line_with_bars",
     "lines_with_intervals",
     "look",
     "save",
+    "set_title",
     "style",
     "use_style",
 ]
@@ -57,11 +60,32 @@ def canvas(title: str = "", xlabel: str = "", ylabel: str = "", **subplots: Any)
         if len(every) == 1:
             every[0].set_title(title)
         elif title:
-            figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+            set_title(figure, title)
         for ax in every:
             ax.set_xlabel(xlabel)
             ax.set_ylabel(ylabel)
     return figure, axes
+
+
+def set_title(figure: Figure, title: str) -> None:
+    """Write the finding over all panels of a figure."""
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+
+
+def lengths(table: pd.DataFrame) -> np.ndarray:
+    """How far each interval reaches below and above its value (columns value, low, high): (2, rows).
+
+    A degenerate bootstrap interval may miss its own value by rounding: never a negative length.
+    """
+    return np.vstack([table["value"] - table["low"], table["high"] - table["value"]]).clip(0)
+
+
+def line_with_bars(
+    ax: Axes, places: pd.Series | np.ndarray, table: pd.DataFrame, face: Look, **style: Any
+) -> float:
+    """A line through the values of a table, a bar for each interval (low, high); its last value."""
+    ax.errorbar(places, table["value"], yerr=lengths(table), color=face.colour, marker=face.marker, **style)
+    return float(table["value"].iloc[-1])
 
 
 def lines_with_intervals(
@@ -127,23 +151,17 @@ def bars_with_intervals(ax: Axes, table: pd.DataFrame, by: str = "method", form:
     places = np.arange(len(names))[::-1]
     values = table["value"].to_numpy(float)
     ax.barh(places, values, color=[face.colour for face in faces], height=0.62, zorder=2)
-    low, high = table["low"].to_numpy(float), table["high"].to_numpy(float)
-    known = ~np.isnan(low)
-    errors = np.abs(np.vstack([values - low, high - values]))[:, known]
+    known = table["low"].notna().to_numpy()
+    errors = lengths(table)[:, known]
     ax.errorbar(
         values[known], places[known], xerr=errors, fmt="none", ecolor="0.15", elinewidth=1.0, zorder=3
     )
-    for place, value, edge in zip(
-        places, values, np.where(known, np.maximum(high, values), values), strict=True
-    ):
+    edges = np.where(known, np.fmax(table["high"].to_numpy(float), values), values)
+    for place, value, edge in zip(places, values, edges, strict=True):
         ax.annotate(
-            form.format(value),
-            (max(edge, 0.0), place),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8.5,
-        )
+            form.format(value), (max(edge, 0.0), place), xytext=(4, 0), textcoords="offset points",
+            va="center", fontsize=8.5,
+        )  # fmt: skip
     ax.set_yticks(places, [face.label for face in faces])
     ax.grid(axis="y", visible=False)
     ax.grid(axis="x", visible=True)

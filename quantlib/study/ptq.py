@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx, nn
 
 from quantlib.quantization.graph import fuse, kind
-from quantlib.quantization.low_bits import first_and_last
+from quantlib.quantization.low_bits import FLOAT_BITS, first_and_last
 from quantlib.quantization.observers import Observer
 from quantlib.quantization.qconfig import QConfig, Scheme, check_name
 from quantlib.quantization.sites import site_name, source
@@ -35,9 +35,6 @@ bits_weight: of the convolutions; bits_fc: of the linear layers; bits_activation
 for 8 bits in the first and the last layer, weights and what they read. draw: seed of the calibration images.
 kind: as in `convert`. Introduced in notebook 09.
 """
-
-FLOAT_BITS = 32
-"""So many bits mean: left in float32."""
 
 
 def setting(**columns: Any) -> dict[str, Any]:
@@ -118,21 +115,30 @@ class PostTraining:
         """Observers in place and calibrated, as the setting says."""
         graph = trained_graph(self.network)
         prepared = prepare(graph, qconfig(chosen, graph.graph, self.ratios))
-        for name, observer in prepared.weights.items():
-            key = (self.network, name, type(observer), observer.extra_repr(), self.ratios)
-            if key not in _SETTLED:
-                _SETTLED[key] = observer.settle()
-            prepared.weights[name] = _SETTLED[key]
+        settle_weights(prepared, self.network, self.ratios)
         if prepared.activations:
             drawn = (self.source, self.images_calibration, chosen["draw"])
-            seen = _calibrated(self.network, chosen["observer_activation"], *drawn)
-            for name, observer in prepared.activations.items():
-                prepared.set_observer(name, seen.activations[name].with_bits(observer.bits))
+            take_ranges(prepared, _calibrated(self.network, chosen["observer_activation"], *drawn))
         return prepared
 
 
 _SETTLED: dict[Any, Observer] = {}
 """Weight observers that have chosen their range, which takes seconds for a whole network."""
+
+
+def settle_weights(prepared: Prepared, *known: Any) -> None:
+    """Let every weight observer choose its range, once; `known`: what decides it besides the observer."""
+    for name, observer in prepared.weights.items():
+        key = (*known, name, type(observer), observer.extra_repr())
+        if key not in _SETTLED:
+            _SETTLED[key] = observer.settle()
+        prepared.weights[name] = _SETTLED[key]
+
+
+def take_ranges(prepared: Prepared, seen: Prepared) -> None:
+    """Give every activation the observer of the calibrated `seen`, at its own number of bits."""
+    for name, observer in prepared.activations.items():
+        prepared.set_observer(name, seen.activations[name].with_bits(observer.bits))
 
 
 @cache

@@ -94,21 +94,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = made.parse_args(arguments)
     try:
-        loaded = course()
-        path: Path = loaded.root / "README.md"
-        if not path.is_file():
-            raise StudyError("There is no README.md beside course.toml.")
-        before = path.read_text(encoding="utf-8")
-        after = fill(before, loaded)
+        return _rewrite(course(), options.check)
     except QuantlibError as error:
         print(error, file=sys.stderr)
         return 2
-    if options.check:
-        print(
-            "README.md agrees."
-            if before == after
-            else "README.md is out of date: python -m quantlib.study.readme"
-        )
+
+
+def _rewrite(loaded: Course, check_only: bool) -> int:
+    """Fill the blocks of README.md; the exit status."""
+    path: Path = loaded.root / "README.md"
+    if not path.is_file():
+        raise StudyError("There is no README.md beside course.toml.")
+    before = path.read_text(encoding="utf-8")
+    after = fill(before, loaded)
+    if check_only:
+        advice = "README.md is out of date: python -m quantlib.study.readme"
+        print("README.md agrees." if before == after else advice)
         return int(before != after)
     write_atomic(path, after.encode())
     print("README.md: " + ("nothing to change." if before == after else "tables rewritten."))

@@ -15,7 +15,6 @@ from torch import fx
 
 from quantlib.quantization.equalization import equalize, unbalance
 from quantlib.quantization.low_bits import Counts, counts, low_bit_qconfig
-from quantlib.quantization.observers import Observer
 from quantlib.quantization.qconfig import QConfig, Scheme, check_name
 from quantlib.quantization.reconstruction import Recipe, Report, Store, correct_bias, reconstruct
 from quantlib.quantization.workflow import Prepared, calibrate, convert, prepare
@@ -163,15 +162,9 @@ class Rescue:
         equalized = METHODS[chosen["rescue"]].equalize
         graph = _network(self.network, chosen["spread"], equalized)
         prepared = prepare(graph, self.qconfig(chosen, graph))
-        for name, observer in prepared.weights.items():
-            key = (self.network, chosen["spread"], equalized, name, observer.bits, self.ratios)
-            if key not in _SETTLED:
-                _SETTLED[key] = observer.settle()
-            prepared.weights[name] = _SETTLED[key]
+        ptq.settle_weights(prepared, self.network, chosen["spread"], equalized, self.ratios)
         drawn = (self.source, self.images_calibration, chosen["draw"])
-        seen = _seen(self.network, chosen["spread"], equalized, *drawn)
-        for name, observer in prepared.activations.items():
-            prepared.set_observer(name, seen.activations[name].with_bits(observer.bits))
+        ptq.take_ranges(prepared, _seen(self.network, chosen["spread"], equalized, *drawn))
         return prepared
 
     def qconfig(self, chosen: Setting, graph: fx.GraphModule) -> QConfig:
@@ -200,10 +193,6 @@ class Rescue:
             "code": code_digest(("quantization/reconstruction", "quantization/observers")),
         }  # fmt: skip
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:20]
-
-
-_SETTLED: dict[Any, Observer] = {}
-"""Weight observers that have chosen their range, which takes seconds for a whole network."""
 
 
 @lru_cache(maxsize=4)

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+import torch
 
 from quantlib.errors import StudyError
 from quantlib.study.manifest import find_root
@@ -21,17 +22,9 @@ from quantlib.subject.files import write_atomically
 
 HEADLINE_COLUMNS = ("name", "value", "low", "high", "n", "unit", "source")
 LIBRARIES = (
-    "quantlib",
-    "torch",
-    "torchvision",
-    "torchao",
-    "onnx",
-    "onnxruntime",
-    "openvino",
-    "nncf",
-    "numpy",
+    "quantlib", "torch", "torchvision", "torchao", "onnx", "onnxruntime", "openvino", "nncf", "numpy",
     "pandas",
-)
+)  # fmt: skip
 Rows: TypeAlias = pd.DataFrame | Sequence[Mapping[str, Any]]
 
 
@@ -64,14 +57,11 @@ def row(
 
 def frame(rows: Rows) -> pd.DataFrame:
     """The rows as a data frame; StudyError when there are none or when a row lacks a column of the others."""
-    if isinstance(rows, pd.DataFrame):
-        table = rows.reset_index(drop=True)
-        if table.empty:
-            raise StudyError("There are no rows to record.")
-        return table
-    listed = [dict(entry) for entry in rows]
-    if not listed:
+    if not len(rows):
         raise StudyError("There are no rows to record.")
+    if isinstance(rows, pd.DataFrame):
+        return rows.reset_index(drop=True)
+    listed = [dict(entry) for entry in rows]
     for place, entry in enumerate(listed):
         different = set(listed[0]) ^ set(entry)
         if different:
@@ -112,7 +102,7 @@ def load(experiment: str, profile: str = "full", root: Path | None = None) -> pd
     Raises StudyError, naming the command that makes it, when it is not recorded.
     """
     base = root or find_root()
-    path = (base / "results" if profile == "full" else folder(profile, base)) / f"{experiment}.csv"
+    path = _kept(profile, base) / f"{experiment}.csv"
     if not path.is_file():
         number = experiment.split("_")[0]
         command = f"make study PROFILE={profile} ONLY={number}"
@@ -218,11 +208,16 @@ def load_predictions(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The (predictions, labels) kept under a name such as "07_w8a8"; StudyError when there are none."""
     base = root or find_root()
-    path = (base / "results" if profile == "full" else folder(profile, base)) / "predictions" / f"{name}.npz"
+    path = _kept(profile, base) / "predictions" / f"{name}.npz"
     if not path.is_file():
         raise StudyError(f"{path.relative_to(base)} is not there; a {profile} run of its notebook makes it.")
     with np.load(path) as stored:
         return stored["predictions"].astype(np.int64), stored["labels"].astype(np.int64)
+
+
+def _kept(profile: str, base: Path) -> Path:
+    """Where results are read from: full ones from results/, wherever this run writes."""
+    return base / "results" if profile == "full" else folder(profile, base)
 
 
 def _versions() -> dict[str, str]:
@@ -238,8 +233,6 @@ def _versions() -> dict[str, str]:
 
 def _device_name(device: str) -> str:
     """ "cpu", or the name of the GPU."""
-    import torch
-
     return device if torch.device(device).type != "cuda" else f"cuda: {torch.cuda.get_device_name(device)}"
 
 

@@ -19,6 +19,7 @@ from quantlib.quantization.integer_engine import onnxruntime_session, session_op
 from quantlib.quantization.integer_graph import Integer
 from quantlib.quantization.integer_layers import IntegerLayer
 from quantlib.quantization.integer_onnx import IMAGES
+from quantlib.quantization.integer_openvino import openvino_model
 from quantlib.subject.benchmark import interleave
 
 SIDES = (512, 1024, 2048)
@@ -96,8 +97,6 @@ def onnxruntime_seconds(graph: bytes, x: Tensor, repeats: int = 5) -> dict[str, 
 
 def openvino_seconds(graph: bytes, x: Tensor, repeats: int = 5) -> dict[str, float]:
     """Seconds of each step of an exported graph in OpenVINO, by its own clock: the median of the runs."""
-    from quantlib.quantization.integer_openvino import openvino_model
-
     request = openvino_model(graph, PERF_COUNT=True).create_infer_request()
     runs = []
     for _ in range(repeats + 1):

@@ -126,14 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(listing(loaded))
             return 0
         check_device(options.device)
-        jobs = plan(
-            loaded,
-            options.profile,
-            options.only,
-            options.since,
-            parse_parameters(options.parameters),
-            options.device,
-        )
+        given = parse_parameters(options.parameters)
+        jobs = plan(loaded, options.profile, options.only, options.since, given, options.device)
         if not jobs:
             print("No notebook is left by --only and --from together.", file=sys.stderr)
             return 2

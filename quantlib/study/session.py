@@ -160,36 +160,21 @@ class Session:
 
     def provenance(self) -> dict[str, Any]:
         """Where the numbers of this session come from."""
+        seconds = time.monotonic() - self._began
         return results.provenance(
-            self.profile,
-            device=self.device,
-            seconds=time.monotonic() - self._began,
-            seed=self.seed,
-            checkpoints=self._checkpoints,
-            data=self._data,
-            root=self.course.root,
-        )
+            self.profile, device=self.device, seconds=seconds, seed=self.seed,
+            checkpoints=self._checkpoints, data=self._data, root=self.course.root,
+        )  # fmt: skip
 
     def predictions(self, name: str, evaluation: Evaluation) -> None:
         """Keep the prediction for every image, so that settings can later be compared image by image."""
-        results.save_predictions(
-            f"{self.number}_{name}",
-            np.asarray(evaluation.predictions),
-            np.asarray(evaluation.labels),
-            self.profile,
-            self.course.root,
-        )
+        found = (np.asarray(part) for part in (evaluation.predictions, evaluation.labels))
+        results.save_predictions(f"{self.number}_{name}", *found, self.profile, self.course.root)
 
     def headline(
-        self,
-        name: str,
-        value: float,
-        low: float = math.nan,
-        high: float = math.nan,
-        n: int = 0,
-        unit: str = "",
-        source: str | None = None,
-    ) -> None:
+        self, name: str, value: float, low: float = math.nan, high: float = math.nan, n: int = 0,
+        unit: str = "", source: str | None = None,
+    ) -> None:  # fmt: skip
         """Put a figure into headline.csv: results/ in a full run, build/ otherwise.
 
         `source` defaults to the experiment recorded last.
@@ -214,13 +199,9 @@ class Session:
             f"predicted {predicted:.4g}{_unit(unit)} | measured {measured:.4g}{_unit(unit)} | within: {right}"
         )
         self._scores[name] = {
-            "name": name,
-            "predicted": float(predicted),
-            "measured": float(measured),
-            "tolerance": float(within),
-            "within": right,
-            "unit": unit,
-        }
+            "name": name, "predicted": float(predicted), "measured": float(measured),
+            "tolerance": float(within), "within": right, "unit": unit,
+        }  # fmt: skip
         self._write("scores", self._scores)
         return right
 
@@ -239,12 +220,8 @@ class Session:
             )
         if verdict not in VERDICTS:
             raise StudyError(f"There is no verdict {verdict!r}; choose one of {', '.join(VERDICTS)}.")
-        self._claims[identity] = {
-            "id": identity,
-            "text": claim.text,
-            "verdict": verdict,
-            "evidence": evidence,
-        }
+        entry = {"id": identity, "text": claim.text, "verdict": verdict, "evidence": evidence}
+        self._claims[identity] = entry
         self._write("claims", self._claims)
         print(f'"{claim.text}" {verdict}: {evidence}')
 

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from quantlib.subject import data
+from quantlib.subject.data import Images
 from quantlib.subject.files import write_atomically
 
 Run = TypeVar("Run", bound=Hashable)
@@ -48,6 +50,20 @@ def side_by_side(
                 run = running.pop(future)
                 open_.discard(run)
                 yield run, future.result()
+
+
+def campaign_images(
+    split: str, source: str, counts: tuple[int, int, int] | None, root: str | None = None
+) -> Images:
+    """The images of "train", "validation" or "test" of an experiment; a slice trains on its calibration's.
+
+    source, root: as in `data.load`; counts: how many of each of the three, None for all.
+    """
+    name = "calibration" if (split, source) == ("train", "slice") else split
+    found = data.load(name, source, root)
+    if counts is None:
+        return found
+    return found.sample(counts[("train", "validation", "test").index(split)], seed=0)
 
 
 def keep_result(path: Path, result: Mapping[str, Any]) -> None:

@@ -112,17 +112,21 @@ def _complete(url: str, part: Path, leave_if_slow: bool) -> bool:
         start, total = _span(response, have)
         if total is not None:
             require_space(part.parent, total - start)
-        found = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-        weak = found.startswith("W/")  # a weak tag may not be used to join byte ranges
-        notes = {"url": url, "validator": "" if weak else found}
-        try:
-            _notes(part).write_text(json.dumps(notes), encoding="utf-8")
-            file = open(part, "ab" if start else "wb")  # noqa: SIM115 - closed by the with below
-        except OSError as error:
-            raise disk_error(error, part.parent) from error
-        with file:
+        with _part_file(url, response, part, "ab" if start else "wb") as file:
             _receive(response, file, start, total, leave_if_slow)
     return total is None or part.stat().st_size == total
+
+
+def _part_file(url: str, response: Any, part: Path, mode: str) -> IO[bytes]:
+    """Open `part` for the body, and note which version of `url` it belongs to."""
+    found = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+    weak = found.startswith("W/")  # a weak tag may not be used to join byte ranges
+    notes = {"url": url, "validator": "" if weak else found}
+    try:
+        _notes(part).write_text(json.dumps(notes), encoding="utf-8")
+        return open(part, mode)
+    except OSError as error:
+        raise disk_error(error, part.parent) from error
 
 
 def _span(response: Any, have: int) -> tuple[int, int | None]:

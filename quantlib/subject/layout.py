@@ -70,11 +70,8 @@ def md5_of(data: bytes) -> str:
 @lru_cache(maxsize=64)
 def _md5_of_file(path: str, size: int, modified: int) -> str:
     """md5 of a file; size and time of change are in the key, so that an edited file is read again."""
-    digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def problem(folder: Path, layout: Layout) -> str | None:

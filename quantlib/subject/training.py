@@ -194,9 +194,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def add_arguments(parser: argparse.ArgumentParser, recipe: str) -> None:
     """Add what every command that trains needs to be told; `recipe`: the default."""
     parser.add_argument("--recipe", default=recipe, help="in quantlib/subject/recipes, or a .toml file")
-    parser.add_argument(
-        "--folder", type=Path, help="where state and log are kept (default ~/.cache/quantlib/training/NAME)"
-    )
+    parser.add_argument("--folder", type=Path, help="of state and log (~/.cache/quantlib/training/NAME)")
     parser.add_argument("--data", help="folder of CIFAR-10 (default: found or fetched)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())

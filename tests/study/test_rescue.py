@@ -26,7 +26,7 @@ def tiny(monkeypatch, tmp_path):
     torch.manual_seed(0)
     graph = fuse(randomize(Tiny()))
     monkeypatch.setattr(ptq, "trained_graph", lambda network: graph)
-    monkeypatch.setattr(rescue, "_SETTLED", {})
+    monkeypatch.setattr(ptq, "_SETTLED", {})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     kept = (rescue._network, rescue._seen, rescue.counted)
     for each in kept:

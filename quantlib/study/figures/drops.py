@@ -23,15 +23,9 @@ def drop_lines(ax: Axes, drops: pd.DataFrame, x: str, room: float = 0.45, sway: 
     ax.set_xticks(range(len(bits)), [f"{int(width)}" for width in bits])
     ends = {}
     for method, shift in zip(methods, np.linspace(-sway, sway, len(methods)) * span, strict=True):
-        part = drops[drops["method"] == method].set_index(x).loc[bits]
-        places, value = np.arange(len(bits)) + shift, part["value"].to_numpy(float)
-        # A degenerate bootstrap interval may miss its own value by rounding: never a negative length.
-        length = np.vstack([value - part["low"], part["high"] - value]).clip(0)
-        face = plots.look(str(method))
-        ax.errorbar(
-            places, value, yerr=length, color=face.colour, marker=face.marker, linewidth=1.2, zorder=3
-        )
-        ends[str(method)] = (span * 1.05, float(value[-1]))
+        part, face = drops[drops["method"] == method].set_index(x).loc[bits], plots.look(str(method))
+        last = plots.line_with_bars(ax, np.arange(len(bits)) + shift, part, face, linewidth=1.2, zorder=3)
+        ends[str(method)] = (span * 1.05, last)
     ax.margins(y=0.08)
     ax.invert_yaxis()
     plots.label_lines(ax, ends)

@@ -79,8 +79,9 @@ def classes(table: pd.DataFrame) -> Figure:
     title = f"Hardest class: {ends[0]}; easiest: {ends[1]}"
     drawn, ax = plots.canvas(title, "accuracy (%)", "", figsize=(6.5, 3.0))
     ax.axvline(whole["value"], color="0.75", linewidth=1.2, zorder=1)
-    error = np.vstack([rows["value"] - rows["low"], rows["high"] - rows["value"]]).clip(0)
-    ax.errorbar(rows["value"], rows["part"], xerr=error, fmt="o", color=look("fp32").colour, zorder=3)
+    ax.errorbar(
+        rows["value"], rows["part"], xerr=plots.lengths(rows), fmt="o", color=look("fp32").colour, zorder=3
+    )
     ax.set_ylim(-0.7, len(rows) - 0.3)
     ax.annotate(
         "all", (whole["value"], -0.6), xytext=(3, 0), textcoords="offset points", color="0.45", fontsize=8.5
@@ -107,8 +108,8 @@ def reliability(table: pd.DataFrame) -> Figure:
     ax.text(
         0.99, 0.04, "on the line: calibrated", transform=ax.transAxes, ha="right", color="0.45", fontsize=8.5
     )
-    error = np.vstack([table["value"] - table["low"], table["high"] - table["value"]]).clip(0)
-    ax.errorbar(table["confidence"], table["value"], yerr=error, fmt="none", ecolor=look("fp32").colour)
+    bars = {"yerr": plots.lengths(table), "ecolor": look("fp32").colour}
+    ax.errorbar(table["confidence"], table["value"], fmt="none", **bars)
     sizes = 12 + 160 * table["n"] / table["n"].max()
     ax.scatter(
         table["confidence"], table["value"], s=sizes, color=look("fp32").colour, zorder=3, clip_on=False

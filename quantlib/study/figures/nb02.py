@@ -45,7 +45,7 @@ def accuracy_by_bits(weights: pd.DataFrame) -> Figure:
     low, high = table["low"].min(), table["high"].max()
     axes[0].set_ylim(max(2.0, high * 1.05), min(-1.0, low - 1))
     axes[0].set_ylabel("accuracy against FP32 (points lost)")
-    made.suptitle(_accuracy_title(table), x=0.01, ha="left", fontsize=10, fontweight="bold")
+    plots.set_title(made, _accuracy_title(table))
     n = int(table["n"].max())
     plots.caption(
         made, f"weights only, activations float32; n = {n:,} validation images, paired 95 % intervals"
@@ -78,31 +78,19 @@ def uniformity_by_layer(uniformity: pd.DataFrame) -> Figure:
     for ax, (measure, label) in zip(axes, measures.items(), strict=True):
         for kind in kinds:
             face = plots.look(kind)
-            ax.plot(
-                range(len(wide)),
-                wide[measure, kind],
-                color=face.colour,
-                marker=face.marker,
-                linewidth=0,
-                markersize=3.5,
-            )
-        ax.axhline(
-            1.0 if measure == "entropy" else 0.0, color=plots.colour("fp32"), linestyle="--", linewidth=1
-        )
+            dots = {"color": face.colour, "marker": face.marker, "linewidth": 0, "markersize": 3.5}
+            ax.plot(range(len(wide)), wide[measure, kind], **dots)
+        law = 1.0 if measure == "entropy" else 0.0
+        ax.axhline(law, color=plots.colour("fp32"), linestyle="--", linewidth=1)
         ax.set_ylabel(label)
         ax.set_title(f"weights ahead in {100 * shares[measure]:.0f} % of layers")
     axes[0].set_ylim(0, 1.08)
     axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
     for kind, height in zip(kinds, (0.13, 0.04), strict=True):
         axes[0].text(
-            0.03,
-            height,
-            plots.look(kind).label,
-            color=plots.colour(kind),
-            fontweight="bold",
+            0.03, height, plots.look(kind).label, color=plots.colour(kind), fontweight="bold",
             transform=axes[0].transAxes,
-        )
-    made.suptitle("How uniform are weights and activations? (dashed: the uniform law)", x=0.01, ha="left",
-                  fontsize=10, fontweight="bold")  # fmt: skip
+        )  # fmt: skip
+    plots.set_title(made, "How uniform are weights and activations? (dashed: the uniform law)")
     plots.caption(made, f"{len(wide)} layers; activations after the ReLU where there is one")
     return made

@@ -26,10 +26,11 @@ def behind_the_optimum(observers: pd.DataFrame) -> Figure:
         ax.set_title(f"{width} bits")
     axes[0][0].set_yticks(range(len(ORDER)), [plots.look(name).label for name in ORDER])
     low = behind.loc[min(bits)].median()
-    made.suptitle(
+    plots.set_title(
+        made,
         f"At {min(bits)} bits min-max gives away {low['minmax']:.1f} dB, histogram {low['histogram']:.1f}, "
-        f"the search {low['mse']:.2f}", x=0.01, ha="left", fontsize=10, fontweight="bold",
-    )  # fmt: skip
+        f"the search {low['mse']:.2f}",
+    )
     plots.caption(
         made, f"{len(behind.loc[width])} places of the network; bar: median; scale linear up to 1 dB"
     )
@@ -82,7 +83,7 @@ def drop_by_images(calibration: pd.DataFrame) -> Figure:
         spreads.append(f"{mean.max() - mean.min():.2f} points at {bits} bits")
     np.ravel(axes)[0].set_ylabel("drop against FP32 (points)")
     title = f"From the smallest to the largest set the mean moves {', '.join(spreads)}"
-    made.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    plots.set_title(made, title)
     draws, n = calibration["seed"].nunique(), int(calibration["n"].max())
     plots.caption(made, f"{draws} draws of training images; n = {n:,} validation images")
     return made

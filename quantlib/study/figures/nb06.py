@@ -83,7 +83,7 @@ def drop_by_bits(accuracy: pd.DataFrame) -> Figure:
     low = table[table["bits_activation"] == min(bits)].set_index("method")["value"]
     lost = [f"{low[place]:.1f}" for place in PLACES]
     title = f"At {min(bits)} bits {lost[0]} points are lost after ReLU, {lost[1]} before, {lost[2]} with both"
-    made.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    plots.set_title(made, title)
     n = int(table["n"].iloc[0])
     plots.caption(made, f"only activations rounded, mse observer; n = {n:,} test images, 95 % intervals")
     return made

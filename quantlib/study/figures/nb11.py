@@ -1,6 +1,5 @@
 """Figures of notebook 11: how many weights can go, which ones, and what thinner layers gain in time."""
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -32,18 +31,8 @@ def accuracy_over_sparsity(curve: pd.DataFrame) -> Figure:
     ends = {}
     for method in table["method"].drop_duplicates():
         part, face = table[table["method"] == method].sort_values("percent"), plots.look(method)
-        value = part["value"].to_numpy(float)
-        length = np.vstack([value - part["low"], part["high"] - value]).clip(0)
-        ax.errorbar(
-            part["percent"],
-            value,
-            yerr=length,
-            color=face.colour,
-            marker=face.marker,
-            linewidth=1.2,
-            zorder=3,
-        )
-        ends[method] = (float(part["percent"].iloc[-1]), float(value[-1]))
+        last = plots.line_with_bars(ax, part["percent"], part, face, linewidth=1.2, zorder=3)
+        ends[method] = (float(part["percent"].iloc[-1]), last)
     ax.axhline(0, color=plots.colour("fp32"), linewidth=1, linestyle="--")
     ax.set_xlim(max(0.0, table["percent"].min() - 5), 132)
     ax.set_xticks([tick for tick in range(0, 101, 20) if tick >= table["percent"].min() - 5])

@@ -25,15 +25,12 @@ def accuracy_by_start(tickets: pd.DataFrame) -> Figure:
     ends = {}
     for method, shift in zip(methods, np.linspace(-0.12, 0.12, len(methods)), strict=True):
         part, face = means[means["method"] == method].set_index("left").loc[levels], plots.look(method)
-        places, value = np.arange(len(levels)) + shift, part["value"].to_numpy(float)
-        length = np.vstack([value - part["low"], part["high"] - value]).clip(0)
-        ax.errorbar(
-            places, value, yerr=length, color=face.colour, marker=face.marker, linewidth=1.2, zorder=3
-        )
+        places = np.arange(len(levels)) + shift
+        last = plots.line_with_bars(ax, places, part, face, linewidth=1.2, zorder=3)
         for place, left in zip(places, levels, strict=True):
             dots = single[(single["method"] == method) & (single["left"] == left)]["value"]
             ax.scatter([place] * len(dots), dots, s=8, color=face.colour, alpha=0.5, linewidth=0, zorder=2)
-        ends[method] = (len(levels) - 1 + 0.2, float(value[-1]))
+        ends[method] = (len(levels) - 1 + 0.2, last)
     ax.axhline(0, color=plots.colour("dense"), linewidth=1, linestyle="--")
     ax.set_xticks(range(len(levels)), [f"{100 * left:g}" for left in levels])
     ax.set_xlim(-0.3, len(levels) - 1 + max(1.0, 0.45 * len(levels)))

@@ -27,10 +27,8 @@ def drop_over_ratio(frontier: pd.DataFrame) -> Figure:
     ends = {}
     for method in rows["method"].drop_duplicates():
         part = rows[rows["method"] == method].sort_values("ratio")
-        face, value = plots.look(str(method)), part["value"].to_numpy(float)
-        length = np.vstack([value - part["low"], part["high"] - value]).clip(0)
-        ax.errorbar(part["ratio"], value, yerr=length, color=face.colour, marker=face.marker, linewidth=1.2)
-        ends[str(method)] = (float(part["ratio"].iloc[-1]), float(value[-1]))
+        last = plots.line_with_bars(ax, part["ratio"], part, plots.look(str(method)), linewidth=1.2)
+        ends[str(method)] = (float(part["ratio"].iloc[-1]), last)
     _finish(ax, rows, ends)
     n = int(rows["n"].iloc[0])
     plots.caption(made, f"n = {n:,} test images, paired, 95 % intervals; dotted: the paper's convolutions")

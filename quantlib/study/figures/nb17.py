@@ -78,9 +78,9 @@ def drop_by_share(accuracy: pd.DataFrame) -> Figure:
     ends = {}
     for name in [rule for rule in RULES if rule in set(table["method"])]:
         part, face = table[table["method"] == name].sort_values("percent"), plots.look(name)
-        length = np.vstack([part["value"] - part["low"], part["high"] - part["value"]]).clip(0)
-        ax.errorbar(part["percent"], part["value"], yerr=length, color=face.colour, marker=face.marker)
-        ends[name] = (float(part["percent"].iloc[-1]), float(part["value"].iloc[-1]))
+        ends[name] = (
+            float(part["percent"].iloc[-1]), plots.line_with_bars(ax, part["percent"], part, face)
+        )  # fmt: skip
     ax.axhline(0, color=GREY, linewidth=0.8, linestyle="--")
     ax.set_yscale("symlog", linthresh=1)
     ax.set_yticks([-1, 0, 1, 3, 10, 30, 80], ["-1", "0", "1", "3", "10", "30", "80"])
@@ -111,8 +111,7 @@ def time_against_arithmetic(speed: pd.DataFrame) -> Figure:
         table.groupby("batch"), map(plots.look, ("channel", "spatial")), strict=False
     ):
         part = part.sort_values("percent")
-        length = np.vstack([part["value"] - part["low"], part["high"] - part["value"]]).clip(0)
-        ax.errorbar(part["percent"], part["value"], yerr=length, color=face.colour, marker=face.marker)
+        plots.line_with_bars(ax, part["percent"], part, face)
         last = part.iloc[-1]
         _write(ax, f"batch {int(size)}", (last["percent"], last["value"]), face.colour, (8, -3))
     ax.set_xlim(right=105)

@@ -22,17 +22,13 @@ def ingredients(table: pd.DataFrame) -> Figure:
         at = [
             len(names) - 1 - names.index(name) + shift for name in part["ingredient"] + ": " + part["method"]
         ]
-        spread = np.abs(np.vstack([part["value"] - part["low"], part["high"] - part["value"]]))
-        ax.errorbar(part["value"], at, xerr=spread, fmt="o", color=colour, capsize=2, label=place)
+        bars = {"xerr": plots.lengths(part), "capsize": 2}
+        ax.errorbar(part["value"], at, fmt="o", color=colour, label=place, **bars)
         for value, height in zip(part["value"], at, strict=True):
             ax.annotate(
-                f"{value:.2f}",
-                (value, height),
-                xytext=(0, 4),
-                textcoords="offset points",
-                fontsize=7,
+                f"{value:.2f}", (value, height), xytext=(0, 4), textcoords="offset points", fontsize=7,
                 ha="center",
-            )
+            )  # fmt: skip
     ax.axvline(1, color="0.6", linewidth=0.8)
     ax.set_xscale("log")
     ax.set_yticks(range(len(names)), [name.replace("_", " ") for name in names[::-1]])
@@ -113,9 +109,7 @@ def images_per_second(speed: pd.DataFrame) -> Figure:
     rival = "openvino" if ("openvino", sizes[-1]) in leads.index else "onnxruntime"
     if (rival, sizes[-1]) in leads.index:
         times, name = leads[rival, sizes[-1]], plots.look(rival).label
-        made.suptitle(
-            f"Our integers run at {times:.2f} times the speed of {name} at batch {sizes[-1]}",
-            x=0.01, ha="left", fontsize=10, fontweight="bold",
-        )  # fmt: skip
+        title = f"Our integers run at {times:.2f} times the speed of {name} at batch {sizes[-1]}"
+        plots.set_title(made, title)
     plots.caption(made, f"median and quartiles of {int(table['n'].iloc[0])} rounds in turn")
     return made

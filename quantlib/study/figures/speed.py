@@ -23,6 +23,6 @@ def speed_panels(speed: pd.DataFrame, title: str, hero: str) -> Figure:
         ax.set_yticklabels(names if size == sizes[0] else [])
         ax.set_title(f"batch {int(size)}: {plots.look(hero).label} {ratios[hero, size]:.1f} times FP32")
         ax.margins(x=0.2)
-    made.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    plots.set_title(made, title)
     plots.caption(made, f"median and quartiles of {int(table['n'].iloc[0])} rounds in turn")
     return made
