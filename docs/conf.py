@@ -26,7 +26,8 @@ myst_heading_anchors = 3
 
 add_module_names = False
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "show-inheritance": True}
+# Values of constants would be folders of this machine and addresses of functions.
+autodoc_default_options = {"members": True, "show-inheritance": True, "no-value": True}
 autodoc_typehints = "signature"
 
 

@@ -28,9 +28,11 @@ from quantlib.subject.files import write_atomically
 from quantlib.subject.models import MODELS, build
 
 MAGIC, VERSION, CHECKSUM = b"QLDC", 1, 8
+"""The first bytes of a file, the version that is written, and the bytes of checksum and fingerprint."""
 SLACK = 1 << 16
 """Bytes that a file may have beyond eight for each number of its network; more are not read."""
 LONGEST_NAME = 64
+"""Bytes that the name of an architecture may have."""
 
 
 class Report(NamedTuple):

@@ -10,6 +10,7 @@ from quantlib.errors import ConfigError
 from quantlib.quantization import allocation
 
 COSTS = ("macs", "parameters")
+"""What a budget can be of."""
 Options = Mapping[str, Sequence[Choice]]
 """Every layer's choices, the layer as it is first; see `list_choices`."""
 

@@ -18,6 +18,7 @@ MAX_LENGTH = 24
 """Bits of the longest word: with up to 7 bits of a byte before it, a word lies within four bytes."""
 
 Counts = NDArray[np.int64]
+"""How often each symbol occurs, int64 (symbols,)."""
 
 
 def code_lengths(counts: ArrayLike, limit: int = MAX_LENGTH) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from quantlib.errors import CheckpointError, ConfigError
 
 Integers = NDArray[np.int64]
+"""Places or gaps, int64."""
 
 
 def relative(positions: ArrayLike, bits: int) -> tuple[Integers, NDArray[np.bool_]]:

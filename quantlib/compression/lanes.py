@@ -22,6 +22,7 @@ LANE = 4096
 TABLE_BITS = 12
 """Words up to this length are found by one look-up, longer ones by a search; 4096 entries stay in a cache."""
 MAX_SYMBOLS = 1 << 16
+"""Symbols that an alphabet may have."""
 
 
 class Stream(NamedTuple):

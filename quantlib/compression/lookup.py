@@ -15,6 +15,7 @@ from quantlib.errors import ConfigError
 from quantlib.quantization.packed import pack
 
 VALUES = 16
+"""Shared values that four bits tell apart."""
 
 
 class LookUpLinear:

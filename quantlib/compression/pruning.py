@@ -15,7 +15,9 @@ Masks = dict[str, Tensor]
 """A bool tensor for each pruned parameter, by its name ("layer1.0.conv1.weight"): True stays."""
 
 SCOPES = ("global", "layer")
+"""Where the share of dropped weights is kept: in the whole network, or in each layer."""
 KINDS = ("one_shot", "iterative", "gradual")
+"""The ways to become sparse, see Schedule."""
 
 
 def prunable(model: nn.Module) -> dict[str, Tensor]:

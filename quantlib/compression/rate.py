@@ -23,6 +23,7 @@ from quantlib.compression.sharing import Shared
 from quantlib.errors import ConfigError
 
 BINS = 4096
+"""Bins of a histogram of weights."""
 SEARCH = 20
 """Iterations while a price is looked for; the last sharing at it takes three times as many."""
 

@@ -17,11 +17,14 @@ from quantlib.compression.huffman import Code
 from quantlib.errors import CheckpointError
 
 RAW, DENSE, SPARSE = range(3)
-HALF = 4  # added to the way: the distinct values fit into float16
+"""The ways to store an array."""
+HALF = 4
+"""Added to the way where the distinct values fit into float16."""
 SPANS = (4, 6, 8, 10)
 """Runs of zeros up to 2**4 .. 2**10 are tried: long spans need few skips and a long table."""
 
 Floats = NDArray[np.float32]
+"""Values of an array, float32."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def distinct(values: Floats) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
 
 
 Way = tuple[bytes, tuple[int, int, int, int]]
+"""A record, and the bytes of its symbols, places, tables and codebook."""
 
 
 def _dense(symbols: NDArray[np.int64], patterns: NDArray[np.uint32]) -> Way:

@@ -19,6 +19,7 @@ from torch import Tensor
 from quantlib.errors import ConfigError, NonFiniteError
 
 Values = NDArray[np.float64]
+"""Values or centroids, float64."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ from quantlib.compression.records import distinct
 from quantlib.errors import ConfigError
 
 INDEX_BITS = range(2, 11)
+"""Bits of a distance that are tried."""
 
 
 @dataclass(frozen=True)

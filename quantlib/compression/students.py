@@ -39,6 +39,7 @@ from quantlib.subject.state import load_best
 from quantlib.subject.training import Trainer
 
 TEACHERS = ("", "answers", "joint")
+"""Who teaches a student: nobody, kept answers, or a twin that trains beside it."""
 IMAGES_START = 256
 """Training images from which the grids of a low-bit student get their first scales."""
 

@@ -23,6 +23,7 @@ CHAINS = ("ticket", "rewound", "retrained")
 """Arms that prune again what they have trained; the others borrow the masks of the tickets."""
 
 ARMS = (*CHAINS, "reinitialized", "random_mask")
+"""What a pruned network can start from."""
 OTHER_START = 1000
 """Added to the seed of the run, for weights that have nothing to do with it."""
 

@@ -13,6 +13,7 @@ CELLS = 2**21
 """So finely is a budget divided at most; where sizes share a divisor that is coarser, the result is exact."""
 
 Table = Mapping[str, Mapping[int, float]]
+"""Costs or sizes: layer, then bits, then the number."""
 
 
 def allocate(

@@ -21,15 +21,22 @@ from quantlib.quantization.fused import (
 )
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+"""Poolings that have an integer form."""
 RELUS = (nn.ReLU, nn.ReLU6)
+"""ReLUs that have an integer form."""
 KEPT = (FusedConv2d, FusedLinear, FusedAdd, Concat, Flatten, nn.BatchNorm1d, nn.BatchNorm2d)
 """Modules that are already in canonical form (batch norm until it is folded)."""
 
 ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
+"""Every spelling of an addition."""
 RELU_CALLS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
+"""Every spelling of a ReLU as a call."""
 CATS = (torch.cat, torch.concat, torch.concatenate)
+"""Every spelling of a concatenation."""
 DROPPED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+"""Modules that do nothing in eval mode."""
 IN_PLACE = (operator.iadd, torch.relu_, F.relu_, "relu_", "add_")
+"""Calls that overwrite their first input."""
 POOL_CALLS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
     F.max_pool2d: (
         nn.MaxPool2d,
@@ -41,6 +48,7 @@ POOL_CALLS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
     ),
     F.adaptive_avg_pool2d: (nn.AdaptiveAvgPool2d, ("output_size",)),
 }
+"""Every spelling of a pooling as a call: its module, and the names of its arguments."""
 POOL_CALLS[torch.max_pool2d] = POOL_CALLS[F.max_pool2d]
 KIND_OF: dict[type[nn.Module], str] = {
     FusedConv2d: "conv",

@@ -21,7 +21,9 @@ from quantlib.quantization.canonical import (
 from quantlib.quantization.fused import FusedAdd, FusedConv2d, FusedLinear
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+"""What is folded."""
 CONVOLUTIONS = (nn.Conv2d, nn.Linear, FusedConv2d, FusedLinear)
+"""What a batch norm is folded into."""
 
 
 class _Tracer(fx.Tracer):

@@ -30,10 +30,12 @@ from quantlib.quantization.integer_pooling import (
 from quantlib.quantization.mixed_layers import Quantize
 
 KIND, VERSION = "integer", 1
+"""What the file says of itself."""
 CLASSES: tuple[type[IntegerOperator], ...] = (
     IntegerConv2d, IntegerLinear, IntegerAdd, IntegerReLU, IntegerConcat, IntegerMaxPool2d,
     IntegerAvgPool2d, IntegerAdaptiveAvgPool2d, Dequantize,
 )  # fmt: skip
+"""The integer operators."""
 OPERATORS = {each.__name__: each for each in CLASSES}
 """The operators that a file can name, besides Quantize and Flatten."""
 

@@ -19,6 +19,7 @@ FLOAT_BITS = 32
 """So many bits mean: left in float32."""
 
 Widths = int | Mapping[str, int]
+"""One width for all, or one for each by name."""
 
 
 def weight_scheme(bits: int, ratios: int = 100) -> Scheme | None:

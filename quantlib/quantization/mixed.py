@@ -30,6 +30,7 @@ from quantlib.subject.benchmark import has_vnni
 from quantlib.subject.models import MODELS, build
 
 KIND, VERSION = "mixed", 1
+"""What the file says of itself."""
 
 
 def to_mixed(prepared: Prepared) -> Mixed:

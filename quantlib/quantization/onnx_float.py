@@ -17,6 +17,7 @@ from quantlib.quantization.kernels import Geometry
 from quantlib.quantization.onnx_writer import Writer
 
 Average = nn.AvgPool2d | nn.AdaptiveAvgPool2d | IntegerAvgPool2d | IntegerAdaptiveAvgPool2d
+"""The average poolings, of floats and of integers."""
 
 
 def convolve(graph: Writer, inputs: Sequence[str], geometry: Geometry, out: str = "") -> str:

@@ -21,6 +21,7 @@ from quantlib.quantization.integer_graph import Integer
 from quantlib.quantization.integer_layers import IntegerLayer
 
 KIND, VERSION = "packed", 1
+"""What the file says of itself."""
 
 
 def pack(q: Tensor, bits: int) -> Tensor:

@@ -114,7 +114,9 @@ TRAINABLE: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: TrainableConv2d,
     nn.Linear: TrainableLinear,
 }
+"""The layer with learned grids for each ordinary one."""
 Trainable: TypeAlias = TrainableConv2d | TrainableLinear
+"""A layer with learned grids."""
 
 
 def inputs_of_layers(model: nn.Module) -> dict[str, str]:

@@ -18,6 +18,7 @@ ROUNDINGS = ("float", "gemmlowp", "single_rounding")
 """float32 product and half to even (fbgemm, MLAS), TFLite's two roundings, TFLite's one rounding."""
 
 INT32 = torch.iinfo(torch.int32)
+"""The limits of an accumulator."""
 
 
 def float_multiplier(

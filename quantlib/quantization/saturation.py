@@ -21,6 +21,7 @@ from torch import Tensor
 from quantlib.errors import ConfigError
 
 INT16 = torch.iinfo(torch.int16)
+"""The limits of a sum of two products."""
 
 
 def _pairs(q: Tensor, dim: int) -> Tensor:

@@ -30,6 +30,7 @@ PARTS = ("weight", "activation")
 """What one layer loses bits in: its weight, or the tensor that it puts out."""
 
 Values = dict[fx.Node, Any]
+"""What each node of the graph has made."""
 
 
 @dataclass

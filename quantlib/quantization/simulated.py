@@ -105,6 +105,7 @@ SIMULATED: dict[type[nn.Module], type[nn.Module]] = {
     FusedConv2d: SimulatedConv2d,
     FusedLinear: SimulatedLinear,
 }
+"""The fake-quantized layer for each fused one."""
 
 
 def simulated_layer(layer: nn.Module, qparams: QParams) -> nn.Module:

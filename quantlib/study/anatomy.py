@@ -8,7 +8,6 @@ from nbformat import NotebookNode
 
 from quantlib.study.manifest import Course, Notebook
 
-# Section and what its heading must contain. course.toml's `omits` frees a notebook from some of them.
 SECTIONS = {
     "by hand": r"by hand",
     "predict": r"predict",
@@ -18,11 +17,17 @@ SECTIONS = {
     "exercises": r"exercises",
     "next": r"next",
 }
+"""Section and what its heading must contain; course.toml's `omits` frees a notebook from some of them."""
 PARAMETERS = ("PROFILE", "SEED", "DEVICE")
+"""What the parameters cell must set."""
 MAX_LINES = 25
+"""Lines that a code cell may have."""
 CHECKED_CELLS = 4
+"""Cells with a check that a notebook needs."""
 CHECK = re.compile(r"^\s*(assert\b|(\w+ = )?\w+\.(score|check)\()|\btesting\.assert_", re.MULTILINE)
+"""What a check looks like."""
 ABSOLUTE = re.compile(r"(?<![\w.:/~])/(?:home|root|tmp|work|Users|mnt|var|opt|private)/\w|\b[A-Z]:\\\\?\w")
+"""What a path of somebody's machine looks like."""
 
 
 def header(course: Course, notebook: Notebook) -> str:

@@ -96,8 +96,11 @@ ZERO_POINT: dict[str, Accumulate] = {
     "hoisted": IntegerLayer.accumulate,
     "weight_zero_point": with_weight_zero_point,
 }
+"""What is done about the zero point."""
 WINDOWS: dict[str, Accumulate] = {"im2col": IntegerLayer.accumulate, "direct": direct}
+"""How the windows of a convolution are read."""
 TABLES: dict[str, Accumulate] = {"int8_weights": IntegerLayer.accumulate, "look_up": looked_up}
+"""How weights are kept."""
 
 
 def with_accumulate(model: Integer, accumulate: Accumulate) -> Integer:

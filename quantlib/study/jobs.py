@@ -21,10 +21,13 @@ from quantlib.study.process import crashed, read_record, stop, stopped, write_re
 from quantlib.study.setup import require_device
 
 RESERVED = {"PROFILE": "--profile", "DEVICE": "--device"}
+"""Parameters that have an option of their own."""
 NEEDED_BYTES = 200e6
+"""Free disk that a run needs."""
 LIBRARY = Path(results.__file__).parents[1]
-# Started by its path, not as a module: so the process that waits for the kernel never imports torch.
+"""The folder of the library."""
 EXECUTE = Path(execute.__file__)
+"""Started by its path, not as a module: so the process that waits for the kernel never imports torch."""
 
 
 @dataclass(frozen=True)

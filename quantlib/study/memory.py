@@ -17,7 +17,9 @@ from quantlib.subject import data
 from quantlib.subject.checkpoints import load_checkpoint
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-LIMIT = 600  # seconds that one rival may take
+"""Where Linux tells the peak of resident memory, and where it is told to count anew."""
+LIMIT = 600
+"""Seconds that one rival may take."""
 
 
 def peak_memory(names: Iterable[str], batch: int = 64, network: str = "resnet50") -> dict[str, float]:

@@ -21,9 +21,13 @@ from quantlib.study.jobs import Job, check_disk
 from quantlib.study.manifest import Course, Notebook, course
 
 MAX_BYTES = 400_000
+"""Bytes that a stored notebook may have."""
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+"""The kernel that every notebook names."""
 WIDGET = "application/vnd.jupyter.widget-view+json"
+"""The type of an output that only a running kernel can show."""
 KEPT_METADATA = ("tags", "jupyter", "slideshow")
+"""What is kept of a cell's metadata."""
 
 
 def canonicalise(notebook: NotebookNode, root: Path) -> NotebookNode:

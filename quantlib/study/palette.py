@@ -14,10 +14,12 @@ class Look:
     label: str
 
 
-# Okabe and Ito's colours, which people with any colour vision tell apart; their yellow is too light on white
-# and is replaced by wine. Methods of one colour never meet in one figure; markers tell them apart besides.
 GREY, BLACK, BLUE, SKY, GREEN = "#7f7f7f", "#000000", "#0072B2", "#56B4E9", "#009E73"
+"""Okabe and Ito's colours, which people with any colour vision tell apart."""
 ORANGE, VERMILLION, PURPLE, WINE = "#E69F00", "#D55E00", "#CC79A7", "#882255"
+"""The rest of them, with wine for their yellow, which is too light on white."""
+
+# Methods of one colour never meet in one figure; markers tell them apart besides.
 METHODS: dict[str, Look] = {
     "fp32": Look(GREY, "o", "FP32"),
     "fp32_folded": Look(GREY, "h", "FP32 folded"),
@@ -155,6 +157,7 @@ METHODS: dict[str, Look] = {
     "integer_openvino": Look(WINE, "*", "integer on OpenVINO"),
 
 }
+"""The look of every method."""
 
 
 def look(method: str) -> Look:

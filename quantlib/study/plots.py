@@ -35,6 +35,7 @@ __all__ = [
     "use_style",
 ]
 STYLE = Path(__file__).with_name("quantlib.mplstyle")
+"""The style sheet."""
 
 
 def use_style() -> None:

@@ -22,7 +22,9 @@ from quantlib.quantization.workflow import calibrate, convert, prepare
 from quantlib.subject.models import build
 
 VARIABLE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+"""The environment variable that sets the size of oneDNN's cache."""
 SIDES = {"cached": "1024", "made_anew": "0"}
+"""Its values."""
 
 
 def with_and_without_cache(turns: int = 1, network: bool = True) -> dict[str, dict[str, list[float]]]:

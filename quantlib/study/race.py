@@ -13,6 +13,7 @@ from quantlib.study.session import Session
 from quantlib.subject.benchmark import Timing, interleave, machine, ratio
 
 AT_LEAST, PAUSE = 0.2, 0.05  # seconds; see interleave
+"""Seconds, see `interleave`."""
 
 
 def race(

@@ -16,6 +16,7 @@ from quantlib.study.manifest import Course, course
 from quantlib.study.results import write_atomic
 
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+"""A generated block, its name and its content."""
 
 
 def headline_table(loaded: Course) -> str:
@@ -69,6 +70,7 @@ BLOCKS: dict[str, Callable[[Course], str]] = {
     "notebooks": notebook_table,
     "claims": claims_table,
 }
+"""What makes each block."""
 
 
 def fill(text: str, loaded: Course) -> str:

@@ -21,6 +21,7 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
 pre { background: #f5f5f5; padding: .6rem; overflow-x: auto; font-size: 13px }
 code { font-size: 13px }
 """
+"""The style sheet of the page."""
 
 
 def write(course: Course, profile: str, seconds: float, status: Mapping[str, str]) -> Path:

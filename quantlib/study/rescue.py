@@ -83,6 +83,7 @@ def rescue_setting(**columns: Any) -> dict[str, Any]:
 
 
 NAN = float("nan")
+"""No limit was set."""
 TARGETS: dict[str, tuple[dict[str, Any], float]] = {
     "w6a6": ({"bits_weight": 6, "bits_activation": 6}, 0.15),
     "w4a8": ({"bits_weight": 4, "bits_activation": 8}, 0.15),

@@ -21,11 +21,14 @@ from quantlib.subject.benchmark import machine
 from quantlib.subject.files import write_atomically
 
 HEADLINE_COLUMNS = ("name", "value", "low", "high", "n", "unit", "source")
+"""The columns of headline.csv."""
 LIBRARIES = (
     "quantlib", "torch", "torchvision", "torchao", "onnx", "onnxruntime", "openvino", "nncf", "numpy",
     "pandas",
 )  # fmt: skip
+"""Packages whose version can change a number."""
 Rows: TypeAlias = pd.DataFrame | Sequence[Mapping[str, Any]]
+"""Tidy rows: a data frame or dicts."""
 
 
 def folder(profile: str, root: Path | None = None) -> Path:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Load = Callable[[str], torch.nn.Module]
+"""From the name of a checkpoint to its network."""
 VERDICTS = ("holds", "holds with limits", "fails")
+"""What can become of a claim."""
 
 
 def start(number: str, profile: str | None = None, seed: int = 0, device: str | None = None) -> "Session":

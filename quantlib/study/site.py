@@ -18,12 +18,15 @@ from quantlib.errors import QuantlibError, StudyError
 from quantlib.study.manifest import Course, course
 from quantlib.study.readme import fill
 
+FOLDER = Path(quantlib.__file__).parent
+"""The folder of the library."""
 FLOORS = {
     "subject": "the network, its images, its training",
     "quantization": "integers instead of floats",
     "compression": "fewer and shorter weights",
     "study": "results, figures, the runner",
 }
+"""The packages of the library, lowest first, and what each is for."""
 
 
 def gather(loaded: Course, target: Path) -> Path:
@@ -53,7 +56,7 @@ def contents(loaded: Course) -> str:
         "Use it": ["your_own_network"],
         "Course": pages,
         "Solutions": solutions,
-        "Library": [f"api/{floor}" for floor in FLOORS],
+        "Library": [f"api/{page}" for page in ("quantlib", *FLOORS)],
     }
     return "".join(_toctree(caption, entries) for caption, entries in parts.items())
 
@@ -64,16 +67,37 @@ def _toctree(caption: str, entries: Sequence[str]) -> str:
 
 
 def api_pages() -> Iterator[tuple[str, str]]:
-    """Name and text of the reference's pages: one for each floor, one for each module."""
+    """Name and text of the reference's pages: the front door, one for each floor, one for each module."""
+    modules = [found.name for found in pkgutil.iter_modules([str(FOLDER)]) if found.name not in FLOORS]
+    yield "quantlib", front_page([f"quantlib.{name}" for name in modules])
+    yield from ((f"quantlib.{name}", _module_page(f"quantlib.{name}")) for name in modules)
     for floor, what in FLOORS.items():
         prefix = f"quantlib.{floor}."
-        package = Path(quantlib.__file__).parent / floor
-        names = [found.name for found in pkgutil.walk_packages([str(package)], prefix)]
+        names = [found.name for found in pkgutil.walk_packages([str(FOLDER / floor)], prefix)]
         names = [name for name in names if not name.rpartition(".")[2].startswith("_")]
         for name in names:
-            yield name, f"# {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n```\n"
+            yield name, _module_page(name)
         listed = "\n".join(names)
         yield floor, f"# {floor}: {what}\n\n```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```\n"
+
+
+def _module_page(name: str) -> str:
+    return f"# {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n```\n"
+
+
+def front_page(modules: Sequence[str]) -> str:
+    """What `from quantlib import` gives, each with its first sentence and its page; the floorless modules."""
+    lines = []
+    for name in quantlib.__all__:
+        found = getattr(quantlib, name)
+        sentence = (found.__doc__ or "").strip().splitlines()[0]
+        lines.append(f"- [`{name}`]({found.__module__}.md): {sentence}")
+    listed, names = "\n".join(lines), "\n".join(modules)
+    return (
+        "# quantlib: what you import first\n\n"
+        f"All of `from quantlib import ...`; the three verbs are prepare, calibrate, convert.\n\n{listed}\n\n"
+        f"```{{toctree}}\n:maxdepth: 1\n\n{names}\n```\n"
+    )
 
 
 def docstring(lines: list[str]) -> None:

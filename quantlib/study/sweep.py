@@ -18,7 +18,9 @@ from quantlib.progress import progress
 from quantlib.study.session import Session
 
 Setting = Mapping[str, Any]
+"""A setting or a result: plain data by column."""
 Evaluate = Callable[[Setting], Mapping[str, Any]]
+"""From a setting to its result."""
 ANSWERS_WITHIN = 30
 """Seconds in which a Dask scheduler must answer, and its first worker come."""
 _ONE_AT_A_TIME = threading.Lock()

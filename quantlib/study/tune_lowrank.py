@@ -78,7 +78,7 @@ def tune(options: argparse.Namespace) -> None:
             f"`python -m quantlib.study.tune_lowrank --recipe {recipe.name} --share {options.share:g}`",
         }
         skeleton = skeleton_of(load_checkpoint(recipe.start), plans)
-        publish(recipe, trainer.folder, options.data, network=skeleton, about=about)
+        publish(recipe, trainer.folder, root=options.data, network=skeleton, about=about)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -37,6 +37,7 @@ from quantlib.subject.state import load_best
 from quantlib.subject.training import Trainer, add_arguments, trainer_of
 
 LIST = "compressed.json"
+"""The list of the compressed files, beside them."""
 
 
 class Taught(Hooks):

@@ -3,8 +3,8 @@
 import ctypes
 import sys
 
-# <malloc.h> of glibc: mallopt's parameters
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Parameters of mallopt, from <malloc.h> of glibc."""
 
 
 def keep_freed_memory() -> bool:

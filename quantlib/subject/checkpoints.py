@@ -17,6 +17,7 @@ from quantlib.subject.models import MODELS, build
 from quantlib.subject.recipe import RECIPES
 
 ROOT = Path(os.environ.get("QUANTLIB_CHECKPOINTS", Path(__file__).parents[2] / "checkpoints"))
+"""The folder of the checkpoints: QUANTLIB_CHECKPOINTS, else checkpoints/ beside the library."""
 
 
 def _index(root: Path) -> dict[str, Any]:

@@ -13,10 +13,15 @@ from quantlib.errors import ConfigError, DataError
 from quantlib.subject import layout, slices
 
 MEAN = (0.49139968, 0.48215841, 0.44653091)
+"""Mean of each channel over all training pixels, of 0..1."""
 STD = (0.24703223, 0.24348513, 0.26158784)
+"""Standard deviation of each channel over all training pixels, of 0..1."""
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+"""Names of the ten classes, in the order of the labels."""
 SPLITS = ("train", "train_all", "validation", "calibration", "test")
+"""What can be loaded."""
 SOURCES = ("slice", "full")
+"""Where from: the shipped slice, or all of CIFAR-10."""
 
 
 @dataclass(frozen=True)

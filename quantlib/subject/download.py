@@ -17,12 +17,17 @@ from quantlib.errors import DataError
 from quantlib.progress import progress
 
 MEGABYTE = 1_000_000
+"""Bytes of the unit of sizes for people."""
 ATTEMPTS = 4
+"""How often a broken connection is taken up."""
 PAUSE_SECONDS = 1.0
+"""Seconds before the second attempt, doubled before each further one."""
 TIMEOUT_SECONDS = 30.0
-# A throttled host is left for the next source: 170 MB at less than this take over half an hour.
+"""Seconds that a silent server is waited for."""
 SLOW_BYTES_PER_SECOND = 80_000
+"""A slower host is left for the next source: 170 MB would take over half an hour."""
 SLOW_AFTER_SECONDS = 20.0
+"""Seconds that a slow host has to become faster."""
 
 
 def megabytes(size: int) -> str:

@@ -13,7 +13,8 @@ from quantlib.progress import progress
 from quantlib.subject import data
 from quantlib.subject.data import Images
 
-Z95 = 1.959963984540054  # the 97.5 % point of the standard normal
+Z95 = 1.959963984540054
+"""The 97.5 % point of the standard normal."""
 
 
 def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:

@@ -18,7 +18,9 @@ from quantlib.subject.layout import BINARY, FETCH_COMMAND, locate, survey
 __all__ = ["fetch", "locate", "main"]
 
 Say = Callable[[str], None]
-Route = Callable[[Path, Path, Path], None]  # (work, keep, into): write the verified batches into `into`
+"""Told in one line what is done."""
+Route = Callable[[Path, Path, Path], None]
+"""(work, keep, into): writes the verified batches into `into`."""
 
 OFFLINE_ADVICE = (
     "QUANTLIB_OFFLINE is set, so nothing was downloaded: unset it, or set QUANTLIB_DATA to a folder that "
@@ -26,6 +28,7 @@ OFFLINE_ADVICE = (
     f"`{FETCH_COMMAND} --source FILE`. The quick study needs none of this: "
     "it runs on the images that ship with quantlib."
 )
+"""What to do without a network."""
 
 
 def is_offline() -> bool:

@@ -14,12 +14,18 @@ from numpy.typing import NDArray
 from quantlib.errors import DataError
 
 PIXELS_PER_IMAGE = 3 * 32 * 32
+"""Bytes of an image."""
 RECORD_BYTES = 1 + PIXELS_PER_IMAGE
+"""Bytes of an image and its label."""
 TRAIN_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
+"""Names of the files of training images."""
 BATCHES = (*TRAIN_BATCHES, "test_batch")
+"""Names of all six files."""
 FETCH_COMMAND = "python -m quantlib.subject.fetch"
+"""The command that fetches all of CIFAR-10."""
 
 Records = NDArray[np.uint8]
+"""Labels and pixels, uint8 (n, 3073)."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ BINARY = Layout(
         "test_batch": "803d5f7f4d78ea53de84dbe85f74fb6d",
     },
 )
+"""The official binary form."""
 PICKLE = Layout(
     "cifar-10-batches-py",
     "",
@@ -60,6 +67,7 @@ PICKLE = Layout(
         "test_batch": "40351d587109b95175f43aff81a1287e",
     },
 )
+"""torchvision's form."""
 
 
 def md5_of(data: bytes) -> str:

@@ -154,6 +154,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "resnet20": ResNet20,
     "squeezenet": SqueezeNet,
 }
+"""How each network is built, by name."""
 
 
 def build(name: str) -> nn.Module:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from quantlib.errors import ConfigError
 from quantlib.subject.recipe import Recipe
 
-# The quintic of Jordan et al. 2024: its slope at zero is steep, so that small singular values grow fast.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""The quintic of Jordan et al. 2024: its slope at zero is steep, so that small singular values grow fast."""
 
 
 def orthogonalize(matrix: Tensor, steps: int = 4) -> Tensor:

@@ -79,6 +79,7 @@ Accuracy by class: {classes}.
 
 Measured from this file. Test data md5 {data_md5}.
 """
+"""The model card, to be filled."""
 
 
 def publish(

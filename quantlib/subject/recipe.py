@@ -10,6 +10,7 @@ from quantlib.errors import ConfigError
 from quantlib.subject.layout import cache_folder
 
 RECIPES = Path(__file__).parent / "recipes"
+"""The folder of the recipes."""
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,20 @@ from quantlib.subject import layout
 from quantlib.subject.layout import RECORD_BYTES, Records
 
 FOLDER = Path(__file__).resolve().parent / "slice"
+"""Where the slice lies."""
 SPLIT_SEED = 20261010
+"""Of the split into training and validation images."""
 SLICE_SEED = 20261011
+"""Of the slice."""
 COLUMNS = 50
+"""Images in a row of a mosaic."""
 PER_CLASS = {"calibration": 100, "validation": 50, "test": 100}
+"""Images of each class in the slice, by split."""
 VALIDATION_PER_CLASS = 500
+"""Validation images of each class in the full set."""
 
 Indices = NDArray[np.int64]
+"""Positions of images, int64."""
 
 
 def stratified(labels: NDArray[Any], per_class: int, rng: np.random.Generator) -> Indices:

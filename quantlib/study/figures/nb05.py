@@ -12,6 +12,7 @@ CURES = {
     "onnxruntime": ("weights -64..64", "weights"),
     "nncf": ("weights -64..63", "weights"),
 }
+"""Who cures saturation how: label, and whose colour."""
 
 
 def gain_by_theory(weights: np.ndarray, bits: int = 8) -> np.ndarray:

@@ -8,6 +8,7 @@ from quantlib.study import plots
 from quantlib.study.figures.registry import figure
 
 PLACES = ("after_relu", "before_relu", "before_and_after_relu")
+"""Where a tensor is rounded."""
 
 
 @figure("06_weights", "06_weights")

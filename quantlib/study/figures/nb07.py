@@ -11,6 +11,7 @@ from quantlib.study.figures.speed import speed_panels
 from quantlib.study.palette import BLUE, GREEN, GREY, ORANGE, VERMILLION
 
 PARTS = {"convolution": BLUE, "quantize": ORANGE, "add": GREEN, "other": GREY}
+"""The parts of the time, and their colours."""
 
 
 @figure("07_layers", "07_layers")

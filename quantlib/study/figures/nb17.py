@@ -10,6 +10,7 @@ from quantlib.study.figures.registry import figure
 from quantlib.study.palette import GREY
 
 RULES = ("energy", "uniform", "budget", "tuned")
+"""The rules that choose ranks, in the order of the figure."""
 
 
 def _write(ax: Axes, text: str, at: tuple[float, float], colour: str, shift: tuple[float, float]) -> None:

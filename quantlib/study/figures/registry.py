@@ -15,6 +15,7 @@ from quantlib.study import plots, results
 from quantlib.study.manifest import find_root
 
 Drawing = Callable[..., Figure]
+"""From data frames to a figure."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class CourseFigure:
 
 
 FIGURES: dict[str, CourseFigure] = {}
+"""Every registered figure by name; filled by `load_all`."""
 
 
 def figure(name: str, *reads: str) -> Callable[[Drawing], Drawing]:

@@ -88,6 +88,7 @@ RIVALS: dict[str, Callable[[Contest], Network]] = {
 """Who can run the network, and how it is made. Ours are the last three. Introduced in notebook 18."""
 
 OURS = ("mixed", "integer", "integer_openvino")
+"""The rivals that are quantlib's own."""
 FAMILIES = {
     "torch_fp32": ("fp32", "fp32_folded", "fp32_compiled"),
     "torch_ao": ("torch_ao", "torch_ao_fbgemm", "torch_ao_onednn"),
