@@ -51,7 +51,7 @@ def test_a_resnet_has_two_links_in_each_bottleneck():
 
 def unlikeness(layer):
     """The widest channel that a layer makes over its narrowest that is not dead."""
-    width = layer.weight.flatten(1).abs().amax(1)
+    width = layer.weight.detach().flatten(1).abs().amax(1)
     return float(width.max() / width[width > 0].min())
 
 
