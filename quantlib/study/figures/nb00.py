@@ -13,9 +13,9 @@ from quantlib.study.palette import BLUE, ORANGE
 
 # The order is the order in the picture; a headline figure that is not named here is not drawn.
 DROPS = {
-    "w8a8_drop": "8 bits,\nthis library",
-    "w8a8_torch_ao_drop": "8 bits,\ntorch.ao",
-    "int8_drop": "8 bits,\nintegers only",
+    "w8a8_drop": "int8 in float32",
+    "w8a8_torch_ao_drop": "torch.ao's int8",
+    "int8_drop": "integers only",
     "w4a8_drop": "weights 4 bits",
     "w4a4_drop": "4 bits",
 }
@@ -58,7 +58,7 @@ def _title(rows: pd.DataFrame) -> str:
         if {loss, gain} <= set(rows.index):
             drop, speed = rows.at[loss, "value"], rows.at[gain, "value"]
             change = f"cost {drop:.2f} points" if drop > 0 else f"change accuracy by {-drop:+.2f} points"
-            return f"{what} {change} and run {speed:.1f} times as fast as FP32"
+            return f"{what} {change} and run {speed:.1f} times as fast"
     return "What the study has recorded so far"
 
 
