@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from quantlib.errors import StudyError
+from quantlib.subject.checkpoints import checkpoint_info as checkpoint
 
 
 def seed_everything(seed: int) -> None:
@@ -24,3 +25,6 @@ def require_device(name: str) -> str:
     if kind == "cuda" and not torch.cuda.is_available():
         raise StudyError("There is no CUDA device on this machine; use DEVICE = 'cpu'.")
     return name
+
+
+__all__ = ["checkpoint", "require_device", "seed_everything"]
