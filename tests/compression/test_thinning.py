@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from quantlib.compression.channels import FIXED, NORMS, find_channels
+from quantlib.compression.channels import FIXED, find_channels
 from quantlib.compression.thinning import choose_filters, filter_scores, macs, remove_channels, thin
 from quantlib.errors import ConfigError, UnsupportedOperatorError
-from quantlib.quantization.graph import fuse
+from quantlib.quantization.graph import BATCH_NORMS, fuse
 from quantlib.subject.models import build
 from quantlib.subject.zoo import random_network
 from tests.quantization.networks import Excited, InPlaceShortcut, Spellings, Tiny, randomize
@@ -49,7 +49,7 @@ def silenced(model: nn.Module, gone: set[int]) -> nn.Module:
     channels = find_channels(model)
     muted = copy.deepcopy(model)
     for name, module in muted.named_modules():
-        numbers = channels.reads.get(name) if isinstance(module, NORMS) else channels.makes.get(name)
+        numbers = channels.reads.get(name) if isinstance(module, BATCH_NORMS) else channels.makes.get(name)
         if numbers is None:
             continue
         dead = torch.from_numpy(np.isin(numbers, sorted(gone)))

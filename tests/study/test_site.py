@@ -78,7 +78,7 @@ def undocumented(path):
 
 
 LEFT = {
-    "DISTRIBUTIONS", "Array", "Values",  # in files that key what long runs keep: a line more, and all is redone
+    "DISTRIBUTIONS", "Array", "Values",  # in files that key what long runs keep
     "Make", "FAMILY", "NAMES",
 }  # fmt: skip
 
