@@ -1,0 +1,37 @@
+"""How commands end, and that training goes on where no compiler works."""
+
+import torch
+from torch import nn
+
+from quantlib.errors import ConfigError
+from quantlib.subject.command import run_command
+from quantlib.subject.compiled import compiled
+
+
+def raises(error):
+    def work():
+        raise error
+
+    return work
+
+
+def test_the_exit_status_says_how_it_ended(capsys) -> None:
+    assert run_command(lambda: 7) == 0
+    assert run_command(raises(ConfigError("bits is 9."))) == 1
+    assert capsys.readouterr().err == "error: bits is 9.\n"
+    assert run_command(raises(KeyboardInterrupt()), kept="every run is saved") == 130
+    assert "every run is saved, and the same command goes on" in capsys.readouterr().out
+
+
+def test_without_a_compiler_the_plain_model_is_used(monkeypatch, capsys) -> None:
+    model, cpu = nn.Conv2d(3, 1, 1), torch.device("cpu")
+    assert compiled(model, cpu, enabled=False) is model and not capsys.readouterr().out
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic: raises_when_called)
+    assert compiled(model, cpu, enabled=True) is model
+    assert "torch.compile does not work here (OSError)" in capsys.readouterr().out
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic: nn.Sequential(model))
+    assert isinstance(compiled(model, cpu, enabled=True), nn.Sequential)
+
+
+def raises_when_called(x):
+    raise OSError("no C++ compiler")
