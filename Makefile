@@ -29,7 +29,7 @@ study: $(STAMP) ## run the notebooks and write the report; PROFILE=full for the 
 	@$(RUNNER) $(if $(ONLY),--only $(ONLY)) $(if $(FROM),--from $(FROM)) $(ARGS)
 
 test: $(STAMP) ## lint, types, unit and oracle tests, then every notebook; fails if any part fails
-	@failed=""; \
+	@failed=""; began=$$(date +%s); \
 	part() { name="$$1"; shift; printf '\n== %s\n' "$$name"; "$$@" || failed="$$failed, $$name"; }; \
 	part "lint" $(PY) -m ruff check .; \
 	part "types" $(PY) -m mypy; \
@@ -37,7 +37,8 @@ test: $(STAMP) ## lint, types, unit and oracle tests, then every notebook; fails
 	if ls notebooks/*.ipynb >/dev/null 2>&1; then \
 	    part "notebooks" $(PY) -m pytest $(NBVAL) notebooks/; fi; \
 	if [ -n "$$failed" ]; then printf '\nFAILED: %s\n' "$${failed#, }"; exit 1; fi; \
-	printf '\nAll parts passed.\n'
+	mkdir -p build; echo $$(($$(date +%s) - began)) > build/test_seconds; \
+	printf '\nAll parts passed in %s s.\n' "$$(cat build/test_seconds)"
 
 lint: $(STAMP) ## ruff and mypy only
 	@$(PY) -m ruff check . && $(PY) -m mypy

@@ -66,7 +66,8 @@ class Plan:
     """An experiment: the recipe that every arm follows, and the arms.
 
     teacher, trained: checkpoints; seeds: of the main arms, the others have the first only; source, images: as
-    in `data.load`, and how many of train, validation and test (None: all). Introduced in notebook 15.
+    in `data.load`, and how many of train, validation and test (None: all); ship: the arm whose student of
+    the first seed goes into checkpoints/. Introduced in notebook 15.
     """
 
     recipe: Recipe
@@ -76,6 +77,7 @@ class Plan:
     seeds: tuple[int, ...] = (0,)
     source: str = "full"
     images: tuple[int, int, int] | None = None
+    ship: str = ""
 
     def runs(self) -> list[tuple[Arm, int]]:
         """Every (arm, seed)."""
@@ -199,6 +201,29 @@ def run_plan(
         yield result
 
 
+def ship(plan: Plan, root: Path, data_root: str | None = None, into: Path | None = None) -> Path:
+    """Put the plan's student to ship into checkpoints/ as MODEL_ARM_cifar10, with its accuracy; its file.
+
+    ConfigError when the plan has no float32 arm of that name. Introduced in notebook 15.
+    """
+    arm = next((arm for arm in plan.arms if arm.name == plan.ship and not arm.weight_bits), None)
+    if arm is None:
+        raise ConfigError(f"The plan would ship {plan.ship!r}, which is none of its float32 arms.")
+    model = trained_student(plan, arm, plan.seeds[0], root, plan.split("train", data_root))
+    results = {split: evaluate(model, plan.split(split, data_root)) for split in ("validation", "test")}
+    info = {
+        "model": plan.recipe.model, "recipe": asdict(plan.recipe),
+        "origin": f"taught by {plan.teacher}: `python -m quantlib.compression.students --recipe "
+        f"{plan.recipe.name}`, arm {arm.name}, seed {plan.seeds[0]}",
+        "metrics": {
+            "validation_accuracy": round(results["validation"].accuracy, 2),
+            "test_accuracy": round(results["test"].accuracy, 2), "test_low": round(results["test"].low, 2),
+            "test_high": round(results["test"].high, 2), "test_n": results["test"].n,
+        },
+    }  # fmt: skip
+    return checkpoints.save_checkpoint(model, f"{plan.recipe.model}_{arm.name}_cifar10", info, into)
+
+
 def evaluation_of(plan: Plan, result: Mapping[str, Any], data_root: str | None = None) -> Evaluation:
     """The Evaluation behind a result, on the plan's test images. Introduced in notebook 15."""
     return Evaluation.of(classes(result["predictions"]), plan.split("test", data_root).labels.numpy())
@@ -216,7 +241,10 @@ def main(argv: list[str] | None = None) -> int:
             return f"{result['arm']}, seed {result['seed']}: {evaluation_of(plan, result, options.data)}"
 
         results = run_plan(plan, options.workers, folder, options.data)
-        report_runs(results, len(plan.runs()), options.workers, folder, said)
+        def shipped() -> str:
+            return f"shipped as checkpoints/{ship(plan, folder, options.data).name}" if plan.ship else ""
+
+        report_runs(results, len(plan.runs()), options.workers, folder, said, shipped)
 
     return run_command(work, kept="every run is saved")
 

@@ -13,11 +13,12 @@ from quantlib.errors import StudyError
 
 @dataclass(frozen=True)
 class Claim:
-    """One saying of the field and the notebook that settles it."""
+    """One saying of the field, the notebook that settles it, and what others have published about it."""
 
     id: str
     text: str
     notebook: str
+    published: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import pandas as pd
 from quantlib.errors import QuantlibError, StudyError
 from quantlib.study.manifest import Course, course
 from quantlib.study.results import write_atomic
+from quantlib.study.scoreboard import ledger
 
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -52,16 +53,18 @@ def notebook_table(loaded: Course) -> str:
     return "\n".join(lines)
 
 
-def claims_table(loaded: Course) -> str:
-    """The ledger: every claim with verdict and evidence from results/; "open" before its notebook ran."""
-    lines = ["| the field says | verdict | measured | notebook |", "|---|---|---|---|"]
-    for claim in loaded.claims:
-        path = loaded.root / "results" / f"claims_{claim.notebook}.csv"
-        found = pd.read_csv(path) if path.is_file() else pd.DataFrame({"id": []})
-        settled = found[found["id"] == claim.id]
-        verdict, evidence = ("open", "") if settled.empty else settled.iloc[-1][["verdict", "evidence"]]
-        lines.append(f"| {claim.text} | {verdict} | {evidence} | {claim.notebook} |")
+def claims_table(loaded: Course, published: bool = False) -> str:
+    """The ledger: every claim with verdict and evidence from results/, and what others have `published`."""
+    head = ["the field says", "verdict", "measured", *(["published"] if published else []), "notebook"]
+    lines = [_line(head), "|" + "---|" * len(head)]
+    for claim in ledger(loaded).to_dict("records"):
+        others = [claim["published"] or "we found none"] if published else []
+        lines.append(_line([claim["text"], claim["verdict"], claim["evidence"], *others, claim["notebook"]]))
     return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 BLOCKS: dict[str, Callable[[Course], str]] = {

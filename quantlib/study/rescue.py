@@ -22,6 +22,7 @@ from quantlib.quantization.workflow import Prepared, calibrate, convert, prepare
 from quantlib.study import ptq
 from quantlib.study.ptq import split_images
 from quantlib.study.sweep import Setting, code_digest
+from quantlib.subject.allocator import keep_freed_memory
 from quantlib.subject.data import Images, batches
 from quantlib.subject.evaluation import Evaluation, classes, evaluate, predictions_of
 from quantlib.subject.layout import cache_folder
@@ -122,6 +123,7 @@ class Rescue:
 
     def __call__(self, chosen: Setting) -> dict[str, Any]:
         """Predictions of the test images (and validation images, if any), minutes, and a list a unit."""
+        keep_freed_memory()
         prepared, minutes, reports = self.rescued(chosen)
         network = convert(prepared, chosen["kind"])
         found = {split: predictions_of(evaluate(network, self.images(split))) for split in self._splits()}

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from quantlib.subject.allocator import keep_freed_memory
+
 Run = TypeVar("Run", bound=Hashable)
 
 
@@ -34,9 +36,7 @@ def side_by_side(
         return
     waiting, running = list(runs), dict[Future[Any], Run]()
     open_ = set(runs)
-    with ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)
-    ) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _settle) as pool:
         while waiting or running:
             ready = [run for run in waiting if not waits(run) & open_][: workers - len(running)]
             for run in ready:
@@ -46,6 +46,12 @@ def side_by_side(
                 run = running.pop(future)
                 open_.discard(run)
                 yield run, future.result()
+
+
+def _settle() -> None:
+    """What a worker does first."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
 
 
 def keep_result(path: Path, result: Mapping[str, Any]) -> None:
@@ -69,9 +75,11 @@ def campaign_arguments(
 
 def report_runs(
     results: Iterable[Mapping[str, Any]], count: int, workers: int, folder: Path,
-    said: Callable[[Mapping[str, Any]], str],
+    said: Callable[[Mapping[str, Any]], str], last: Callable[[], str] = str,
 ) -> None:  # fmt: skip
-    """Print how many runs there are, then a line for each as it ends: what `said` says, its minutes."""
+    """Print how many runs there are, a line for each as it ends (what `said` says, minutes), and `last`."""
     print(f"{count} runs, {workers} side by side; state in {folder}", flush=True)
     for place, result in enumerate(results, 1):
         print(f"{place}/{count}  {said(result)}, {result['seconds'] / 60:.1f} min", flush=True)
+    if end := last():
+        print(end, flush=True)

@@ -93,6 +93,18 @@ def test_a_plan_runs_once_and_what_it_says_is_what_the_student_does(small_world,
     assert list(run_plan(PLAN, root=tmp_path)) == results
 
 
+def test_a_student_is_shipped_with_its_accuracy(small_world, tmp_path):
+    plan = replace(PLAN, arms=(Arm("alone"),), seeds=(0,), ship="alone")
+    list(run_plan(plan, 1, tmp_path / "runs"))
+    path = students.ship(plan, tmp_path / "runs", into=tmp_path / "checkpoints")
+    info = json.loads((tmp_path / "checkpoints/index.json").read_text())["resnet20_alone_cifar10"]
+    assert path.name == info["file"] == "resnet20_alone_cifar10.safetensors"
+    shipped = students.checkpoints.load_weights(path, "resnet20")
+    assert info["metrics"]["test_accuracy"] == round(evaluate(shipped, small_world).accuracy, 2)
+    with pytest.raises(ConfigError, match="'low', which is none of its float32 arms"):
+        students.ship(replace(PLAN, ship="low"), tmp_path / "runs")
+
+
 def test_a_small_plan_takes_its_images_from_the_slice():
     small = replace(PLAN, source="slice", images=(20, 8, 10))
     assert [len(small.split(name)) for name in ("train", "validation", "test")] == [20, 8, 10]

@@ -1,0 +1,175 @@
+"""Who stands on the scoreboard: how each network is made from what is shipped, and what it takes on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from quantlib.compression.archive import decompress
+from quantlib.compression.lowrank_file import load_factorized
+from quantlib.errors import CheckpointError
+from quantlib.quantization.graph import fuse
+from quantlib.quantization.integer_engine import Engine
+from quantlib.quantization.integer_graph import Integer
+from quantlib.quantization.packed import load_packed, save_packed
+from quantlib.quantization.qconfig import WEIGHT, QConfig, check_name
+from quantlib.quantization.workflow import calibrate, convert, prepare
+from quantlib.study import setup
+from quantlib.study.rivals import MISSING, RIVALS, Contest
+from quantlib.study.tune_shared import listed
+from quantlib.subject import checkpoints
+from quantlib.subject.benchmark import bfloat16_is_fast
+from quantlib.subject.data import Images, batches
+
+FAMILIES = ("float32", "bits", "architecture", "both", "coded", "rival")
+"""What was done to ResNet-50 in float32: nothing; fewer bits; another architecture, or low rank; both of
+these; a compressed file; somebody else's int8."""
+
+
+class Entry(NamedTuple):
+    """A network, images in and logits out, and the bytes of the file that it comes from."""
+
+    network: nn.Module
+    bytes: int
+
+
+class Answering(nn.Module):
+    """A runtime's network as a module: its logits become a float32 tensor. Introduced in notebook 19."""
+
+    def __init__(self, network: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.call = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of a batch."""
+        return torch.as_tensor(self.call(x)).float()
+
+
+@dataclass
+class Shelf:
+    """What the entrants are made of: trained networks by name, calibration images, a folder for files.
+
+    `load` gets a checkpoint's name and how to load it, as `Session.model`. Introduced in notebook 19.
+    """
+
+    load: Callable[[str, Callable[[str], nn.Module]], nn.Module]
+    images: Images
+    folder: Path
+    _trained: dict[str, nn.Module] = field(default_factory=dict)
+
+    def trained(self, name: str) -> nn.Module:
+        """A checkpoint, factorized or not; CheckpointError when it has not been made yet."""
+        if name not in self._trained:
+            factorized = "plans" in setup.checkpoint(name)
+            way = load_factorized if factorized else checkpoints.load_checkpoint
+            self._trained[name] = self.load(name, way)
+        return self._trained[name]
+
+    def float32(self, name: str) -> Entry:
+        """A trained network with batch norm folded; 4 bytes a parameter of the network as trained."""
+        model = self.trained(name)
+        folded = fuse(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return Entry(folded, 4 * _parameters(model))
+
+    def bfloat16(self, name: str) -> Entry:
+        """The same in bfloat16; 2 bytes a parameter."""
+        if not bfloat16_is_fast("cpu"):
+            raise CheckpointError("this CPU has no instructions for bfloat16")
+        entry = self.float32(name)
+        half = entry.network.to(torch.bfloat16)
+        return Entry(Answering(lambda x: half(x.bfloat16())), entry.bytes // 2)
+
+    def integer(self, name: str, bits: int = 8) -> Entry:
+        """Integers throughout, activations of 8 bits, weights of `bits`, packed in the file."""
+        weight = WEIGHT if bits == 8 else replace(WEIGHT, bits=bits, observer="mse")
+        prepared = calibrate(prepare(self.trained(name), QConfig(weight=weight)), batches(self.images))
+        path = self.folder / f"{name}_w{bits}.safetensors"
+        reference = convert(prepared, "integer", engine="reference")
+        assert isinstance(reference, Integer)
+        save_packed(reference, path)
+        return self.packed(path)
+
+    def packed(self, path: Path) -> Entry:
+        """A file of `save_packed`, on the fast engine."""
+        return Entry(Engine(load_packed(path)), path.stat().st_size)
+
+    def shipped(self, name: str) -> Entry:
+        """A low-bit file that a full run of notebook 10 has put into checkpoints/."""
+        path = checkpoints.ROOT / f"{name}.safetensors"
+        if not path.exists():
+            raise CheckpointError(f"checkpoints/{path.name} is not recorded yet")
+        return self.packed(path)
+
+    def archive(self, name: str) -> Entry:
+        """A compressed file of notebook 14 or 16; it decodes to float32, batch norm folded."""
+        entry = listed().get(name)
+        if entry is None:
+            raise CheckpointError(f"checkpoints/{name}.qldc is not recorded yet")
+        network = fuse(decompress(checkpoints.ROOT / entry["file"]))
+        return Entry(network.to(memory_format=torch.channels_last), int(entry["bytes"]))  # type: ignore[call-overload]
+
+    def rival(self, name: str) -> Entry:
+        """Somebody else's int8 ResNet-50, by its defaults; a byte a weight, as all of them store it."""
+        model = self.trained("resnet50")
+        return Entry(Answering(RIVALS[name](Contest(model, self.images))), _parameters(model))
+
+
+Make = Callable[[Shelf], Entry]
+
+
+def _way(method: str, *values: Any) -> Make:
+    def make(shelf: Shelf) -> Entry:
+        entry: Entry = getattr(shelf, method)(*values)
+        return entry
+
+    return make
+
+
+ENTRANTS: dict[str, tuple[str, Make]] = {
+    "fp32": ("float32", _way("float32", "resnet50")),
+    "bf16": ("bits", _way("bfloat16", "resnet50")),
+    "w8a8": ("bits", _way("integer", "resnet50")),
+    "w4a8": ("bits", _way("integer", "resnet50", 4)),
+    "w4a4_rescued": ("bits", _way("shipped", "resnet50_w4a4")),
+    "lowrank": ("architecture", _way("float32", "resnet50_lowrank")),
+    "lowrank_w8a8": ("both", _way("integer", "resnet50_lowrank")),
+    "resnet20": ("architecture", _way("float32", "resnet20")),
+    "resnet20_w8a8": ("both", _way("integer", "resnet20")),
+    "resnet20_w4a8": ("both", _way("integer", "resnet20", 4)),
+    "student": ("architecture", _way("float32", "resnet20_distilled")),
+    "student_w8a8": ("both", _way("integer", "resnet20_distilled")),
+    "squeezenet": ("architecture", _way("float32", "squeezenet")),
+    "squeezenet_w8a8": ("both", _way("integer", "squeezenet")),
+    "squeezenet_deep": ("coded", _way("archive", "squeezenet_deep")),
+    "deep50": ("coded", _way("archive", "resnet50_deep50")),
+    "deep80": ("coded", _way("archive", "resnet50_deep80")),
+    "torch_ao": ("rival", _way("rival", "torch_ao")),
+    "onnxruntime": ("rival", _way("rival", "onnxruntime")),
+    "openvino": ("rival", _way("rival", "openvino")),
+}
+"""Name, family, and how it is made. Introduced in notebook 19."""
+
+
+def line_up(shelf: Shelf, names: Iterable[str] = ()) -> tuple[dict[str, Entry], dict[str, str]]:
+    """The entrants named (all when none is), and for those that cannot be made here the reason.
+
+    ConfigError for an unknown name. Introduced in notebook 19.
+    """
+    found: dict[str, Entry] = {}
+    missing: dict[str, str] = {}
+    for name in list(names) or ENTRANTS:
+        check_name(name, ENTRANTS, "entrant")
+        try:
+            found[name] = ENTRANTS[name][1](shelf)
+        except MISSING as error:
+            missing[name] = (str(error).splitlines() or [type(error).__name__])[0]
+    return found, missing
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,134 @@
+"""Figures of notebook 19: accuracy against size and against time, and how the predictions fared."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from quantlib.study import plots
+from quantlib.study.figures.registry import figure
+from quantlib.study.palette import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, Look
+from quantlib.study.scoreboard import front, wide
+
+FAMILY = {
+    "float32": Look(BLACK, "*", "float32"),
+    "bits": Look(BLUE, "o", "fewer bits"),
+    "architecture": Look(VERMILLION, "s", "other architecture"),
+    "both": Look(GREEN, "P", "both"),
+    "coded": Look(PURPLE, "^", "coded file"),
+    "rival": Look(ORANGE, "D", "other toolkits, int8"),
+}
+NAMES = {
+    "fp32": "ResNet-50", "bf16": "bf16", "w8a8": "W8A8", "w4a8": "W4A8", "w4a4_rescued": "W4A4, rescued",
+    "lowrank": "low rank", "lowrank_w8a8": "low rank W8A8", "resnet20": "ResNet-20",
+    "resnet20_w8a8": "ResNet-20 W8A8", "resnet20_w4a8": "ResNet-20 W4A8", "student": "distilled",
+    "student_w8a8": "distilled W8A8", "squeezenet": "SqueezeNet", "squeezenet_w8a8": "SqueezeNet W8A8",
+    "squeezenet_deep": "SqueezeNet, coded", "deep50": "coded, 50x", "deep80": "coded, 80x",
+    "torch_ao": "torch.ao", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO",
+}  # fmt: skip
+
+
+@figure("19_size", "19_board")
+def accuracy_by_size(board: pd.DataFrame) -> Figure:
+    """Accuracy against megabytes on disk, with the front."""
+    lines = wide(board)
+    kept = front(lines, "megabytes")
+    small = lines.loc[kept[0]]
+    made, ax = plots.canvas(
+        f"{len(kept)} of {len(lines)} networks are worth their size, from {small['megabytes']:.2f} MB on",
+        "megabytes on disk", "accuracy (%)", figsize=(7.4, 4.2),
+    )  # fmt: skip
+    _cloud(ax, board, lines, "megabytes", kept)
+    ticks = [0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.set_xlim(0.6 * lines["megabytes"].min(), 3.2 * lines["megabytes"].max())
+    _names(ax, board, lines, "megabytes", kept)
+    return made
+
+
+@figure("19_time", "19_board")
+def accuracy_by_time(board: pd.DataFrame) -> Figure:
+    """Accuracy against speed on single images, with the front."""
+    lines = wide(board)
+    kept = front(lines, "speedup_b1", cheap="high")
+    quick = lines.loc[kept[0]]
+    made, ax = plots.canvas(
+        f"{len(kept)} of {len(lines)} are worth their time, up to {quick['speedup_b1']:.0f} times as fast",
+        "times as fast as FP32, one image", "accuracy (%)", figsize=(7.4, 4.2),
+    )  # fmt: skip
+    _cloud(ax, board, lines, "speedup_b1", kept)
+    ticks = [0.5, 1, 2, 5, 10, 20, 50]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.set_xlim(0.7 * lines["speedup_b1"].min(), 3.2 * lines["speedup_b1"].max())
+    _names(ax, board, lines, "speedup_b1", kept)
+    return made
+
+
+def _cloud(ax: Axes, board: pd.DataFrame, lines: pd.DataFrame, x: str, kept: list[str]) -> None:
+    """A dot with its interval for each network, and the front as stairs."""
+    accuracy = board[board["metric"] == "accuracy"].set_index("method")
+    for name, row in lines.iterrows():
+        face = FAMILY[accuracy.at[name, "family"]]
+        ax.plot([row[x]] * 2, accuracy.loc[name, ["low", "high"]], color=face.colour, linewidth=1, alpha=0.6)
+        ax.plot(row[x], row["accuracy"], color=face.colour, marker=face.marker, markersize=7)
+    stairs, where = lines.loc[kept].sort_values(x), "post" if x == "megabytes" else "pre"
+    ax.step(stairs[x], stairs["accuracy"], where=where, color=GREY, linewidth=1, linestyle="--", zorder=1)
+    ax.set_xscale("log")
+    ax.minorticks_off()
+    for family in dict.fromkeys(accuracy["family"]):
+        face = FAMILY[family]
+        ax.plot([], [], color=face.colour, marker=face.marker, linestyle="none", label=face.label)
+    ax.legend(loc="lower right" if x == "megabytes" else "lower left", fontsize=8, frameon=False)
+
+
+def _names(ax: Axes, board: pd.DataFrame, lines: pd.DataFrame, x: str, kept: list[str]) -> None:
+    """Names beside the dots, moved up or down until no two overlap; bold on the front."""
+    made = ax.get_figure(root=True)
+    assert made is not None
+    n = int(board["n"].max())
+    plots.caption(made, f"n = {n:,} test images; lines: 95 % intervals; dashed, bold names: the front")
+    made.draw_without_rendering()
+    scale, family = made.dpi / 72, board.drop_duplicates("method").set_index("method")["family"]
+    dots = {
+        name: ax.transData.transform((row[x], row["accuracy"])) / scale for name, row in lines.iterrows()
+    }
+    taken: list[tuple[float, float, float]] = [(across - 5, across + 5, up) for across, up in dots.values()]
+    for name in sorted(lines.index, key=lambda name: -lines.at[name, "accuracy"]):
+        left, height = dots[name] + (7, 0)
+        right = left + 5.4 * len(NAMES[name])
+        place = _free(left, right, height, taken)
+        taken.append((left, right, place))
+        ax.annotate(
+            NAMES[name], (lines.at[name, x], lines.at[name, "accuracy"]), xytext=(7, place - height),
+            textcoords="offset points", va="center", fontsize=8, color=FAMILY[family[name]].colour,
+            fontweight="bold" if name in kept else "normal",
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        )  # fmt: skip
+
+
+def _free(left: float, right: float, height: float, taken: list[tuple[float, float, float]]) -> float:
+    """The height nearest to the one wished where a name from left to right, 9 points high, meets nothing."""
+    for step in range(200):
+        for place in (height - step, height + step):
+            if not any(left < r and right > s and abs(place - h) < 9.5 for s, r, h in taken):
+                return place
+    return height
+
+
+@figure("19_predictions", "19_predictions")
+def predictions_by_notebook(made: pd.DataFrame) -> Figure:
+    """Right and wrong predictions of every notebook."""
+    right, total = made["right"].sum(), made["total"].sum()
+    drawn, ax = plots.canvas(
+        f"{int(right)} of {int(total)} predictions were right: {100 * right / total:.0f} %",
+        "notebook", "predictions", figsize=(7.4, 2.8),
+    )  # fmt: skip
+    places, wrong = np.arange(len(made)), made["total"] - made["right"]
+    ax.bar(places, made["right"], color=BLUE, label="within the tolerance")
+    ax.bar(places, wrong, bottom=made["right"], color="white", edgecolor=VERMILLION, hatch="///", label="not")
+    ax.set_xticks(places, [f"{int(number):02d}" for number in made["notebook"]])
+    ax.legend(fontsize=8, frameon=False, ncols=2, loc="upper left")
+    ax.set_ylim(0, 1.3 * made["total"].max())
+    ax.grid(axis="x", visible=False)
+    return drawn
