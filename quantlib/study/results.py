@@ -187,11 +187,8 @@ def headline(
 ) -> Path:
     """Put one figure into headline.csv (of results/ for full runs, of build/ for others); its path."""
     path = folder(profile, root) / "headline.csv"
-    upsert(
-        path,
-        pd.DataFrame([[name, value, low, high, n, unit, source]], columns=list(HEADLINE_COLUMNS)),
-        "name",
-    )
+    entry = pd.DataFrame([[name, value, low, high, n, unit, source]], columns=list(HEADLINE_COLUMNS))
+    upsert(path, entry, "name")
     return path
 
 

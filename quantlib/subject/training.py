@@ -225,9 +225,8 @@ def trainer_of(
         compile_model=not options.no_compile, save_seconds=options.save_seconds,
     )  # fmt: skip
     load_snapshot(trainer, snapshot_path(recipe))
-    print(
-        f"{recipe.name}: {trainer.total_steps} steps, from step {trainer.step}; state in {folder}", flush=True
-    )
+    place = f"{trainer.total_steps} steps, from step {trainer.step}"
+    print(f"{recipe.name}: {place}; state in {folder}", flush=True)
     return trainer
 
 
