@@ -79,7 +79,7 @@ def stages_of(name: str, weight: Tensor, index_bits: int | None = None) -> Stage
     places = np.flatnonzero(flat)
     tried = [_widths(flat, len(values), bits) for bits in ([index_bits] if index_bits else INDEX_BITS)]
     chosen = min(tried, key=lambda widths: widths.bits)
-    gaps, filler = relative(places, chosen.index)
+    gaps, filler = relative(places, chosen.distance)
     stored = np.zeros(len(gaps), np.int64)
     stored[~filler] = symbols[places]
     counts = np.bincount(stored, minlength=1), np.bincount(gaps, minlength=1)
@@ -87,11 +87,11 @@ def stages_of(name: str, weight: Tensor, index_bits: int | None = None) -> Stage
     words = [code.cost(each) for code, each in zip(codes, counts, strict=True)]
     codebook, tables = 32 * chosen.values, 8 * sum(len(code.packed()) for code in codes)
     return Stages(
-        name, len(flat), len(places), chosen.fillers, chosen.weight, chosen.index,
+        name, len(flat), len(places), chosen.fillers, chosen.weight, chosen.distance,
         words_weight=words[0],
         words_index=words[1],
         overhead=codebook + tables,
-        pruned=len(gaps) * (32 + chosen.index),
+        pruned=len(gaps) * (32 + chosen.distance),
         shared=chosen.bits,
         coded=sum(words) + codebook + tables,
         bound=sum(entropy_bits(each) for each in counts),
@@ -99,23 +99,24 @@ def stages_of(name: str, weight: Tensor, index_bits: int | None = None) -> Stage
 
 
 class _Widths(NamedTuple):
-    """Fixed widths of the two indices, and what follows: fillers, values in the codebook, bits in all."""
+    """Fixed widths of a weight's index and of a distance; fillers, values in the codebook, bits in all."""
 
     weight: int
-    index: int
+    distance: int
     fillers: int
     values: int
     bits: int
 
 
-def _widths(flat: NDArray[np.float32], distinct_values: int, index: int) -> _Widths:
-    """What the shared stage needs with distances of `index` bits."""
+def _widths(flat: NDArray[np.float32], distinct_values: int, distance: int) -> _Widths:
+    """What the shared stage needs with distances of so many bits."""
     places = np.flatnonzero(flat)
-    fillers = int(((np.diff(places, prepend=-1) - 1) >> index).sum())
+    fillers = int(((np.diff(places, prepend=-1) - 1) >> distance).sum())
     # The codebook has a place for zero only where a filler needs it.
     values = distinct_values - int(len(places) < len(flat) and not fillers)
     weight = int(np.ceil(np.log2(max(values, 1))))
-    return _Widths(weight, index, fillers, values, (len(places) + fillers) * (weight + index) + 32 * values)
+    bits = (len(places) + fillers) * (weight + distance) + 32 * values
+    return _Widths(weight, distance, fillers, values, bits)
 
 
 def total(name: str, layers: Iterable[Stages]) -> Stages:

@@ -170,8 +170,8 @@ class Session:
 
     def predictions(self, name: str, evaluation: Evaluation) -> None:
         """Keep the prediction for every image, so that settings can later be compared image by image."""
-        found = (np.asarray(part) for part in (evaluation.predictions, evaluation.labels))
-        results.save_predictions(f"{self.number}_{name}", *found, self.profile, self.course.root)
+        found, labels = np.asarray(evaluation.predictions), np.asarray(evaluation.labels)
+        results.save_predictions(f"{self.number}_{name}", found, labels, self.profile, self.course.root)
 
     def headline(
         self, name: str, value: float, low: float = math.nan, high: float = math.nan, n: int = 0,
