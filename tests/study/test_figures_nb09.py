@@ -81,7 +81,7 @@ def test_ranked_layers_and_files():
         for name, value in rises.items()
     ]
     assert title(nb09.ranked_layers(pd.DataFrame(rows))).startswith(
-        "Three layers make 90% of the loss at 2 bits"
+        "Three layers make 90 % of the loss at 2 bits"
     )
     sizes = [results.row("x", "megabytes", value, bits_weight=bits) for bits, value in ((32, 94.0), (2, 6.0))]
     assert title(nb09.files_on_disk(pd.DataFrame(sizes))) == "From 94.0 to 6.0 MB: 15.7 times smaller"

@@ -61,8 +61,9 @@ def _epochs(log: pd.DataFrame, remark: str = "") -> Figure:
             panel.axvline(epoch - 0.5, color=ORANGE, linewidth=1)
         side = int(log.loc[log["epoch"] == epoch, "resolution"].iloc[0])
         text, spot = f"from here {side}x{side} pixels", (epoch - 0.5, ax.get_ylim()[0])
-        offset: dict[str, Any] = {"xytext": (-4, 6), "textcoords": "offset points"}
-        ax.annotate(text, spot, ha="right", color=ORANGE, fontsize=8.5, **offset)
+        early = epoch < log["epoch"].max() / 2  # on the side of the line that has room
+        offset: dict[str, Any] = {"xytext": (4 if early else -4, 6), "textcoords": "offset points"}
+        ax.annotate(text, spot, ha="left" if early else "right", color=ORANGE, fontsize=8.5, **offset)
     plots.caption(drawn, f"averaged weights, n = 5,000 validation images{remark}")
     return drawn
 

@@ -60,7 +60,7 @@ def accuracy_by_bits(accuracy: pd.DataFrame) -> Figure:
     )
     drop_lines(ax, table, "bits_activation", room=0.35)
     n = int(table["n"].max())
-    plots.caption(made, f"n = {n:,} validation images, paired 95 % intervals; int8 kernels, float32 sums")
+    plots.caption(made, f"n = {n:,} validation images, paired 95 % intervals; int8 kernels, adds in float32")
     return made
 
 
@@ -81,7 +81,7 @@ def drop_by_images(calibration: pd.DataFrame) -> Figure:
         ax.set_title(f"{plots.look(name).label}, {bits} bits")
         spreads.append(f"{mean.max() - mean.min():.2f} points at {bits} bits")
     np.ravel(axes)[0].set_ylabel("drop against FP32 (points)")
-    title = f"From the smallest to the largest set the mean moves {', '.join(spreads)}"
+    title = f"Over the sizes the mean drop varies by {', '.join(spreads)}"
     made.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     draws, n = calibration["seed"].nunique(), int(calibration["n"].max())
     plots.caption(made, f"{draws} draws of training images; n = {n:,} validation images")

@@ -126,7 +126,9 @@ def ranked_layers(sensitivity: pd.DataFrame) -> Figure:
     wide = wide.sort_values("loss_rise", ascending=False)
     share = wide["loss_rise"].clip(lower=0).nlargest(3).sum() / wide["loss_rise"].clip(lower=0).sum()
     rho = rank_correlation(-wide["output_sqnr_db"], wide["loss_rise"])
-    title = f"Three layers make {share:.0%} of the loss at {low} bits; SQNR ranks them with rho = {rho:.2f}"
+    title = (
+        f"Three layers make {100 * share:.0f} % of the loss at {low} bits; SQNR ranks with rho = {rho:.2f}"
+    )
     made, (left, right) = plots.canvas(title, ncols=2, width_ratios=[1.25, 1], figsize=(7.4, 3.4))
     first = wide.head(12)[::-1]
     left.barh(range(len(first)), first["loss_rise"], color=BLUE, height=0.65)

@@ -23,6 +23,7 @@ def points(drops: pd.DataFrame, title: str, xlabel: str, note: str = "") -> Figu
         ax.annotate(text, (right, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
     ax.axvline(0, color=plots.colour("fp32"), linewidth=1)
     ax.set_yticks(places, [plots.look(str(name)).label for name in table["method"]])
+    ax.set_ylim(-0.6, len(table) - 0.4)
     ax.margins(x=0.22)
     ax.grid(axis="y", visible=False)
     plots.caption(made, f"n = {int(table['n'].max()):,}, paired, 95 % intervals{note}")
@@ -94,8 +95,8 @@ def error_of_units(table: pd.DataFrame) -> Figure:
     wide = rows.pivot(index="unit", columns="metric", values="value").loc[list(dict.fromkeys(rows["unit"]))]
     better = float(np.exp(np.log(wide["error_before"] / wide["error_after"]).mean()))
     made, ax = plots.canvas(
-        f"{_said(rows['target'].iloc[0])}: the error of a block falls {better:.2f} times (geometric mean)",
-        "", "squared error / squared output",
+        f"{_said(rows['target'].iloc[0])}: errors of blocks fall {better:.2f}-fold (geometric mean)", "",
+        "squared error / squared output",
     )  # fmt: skip
     places = np.arange(len(wide))
     ax.vlines(places, wide["error_after"], wide["error_before"], color=GREY, linewidth=1)
@@ -142,17 +143,17 @@ def targets(table: pd.DataFrame) -> Figure:
     names = list(dict.fromkeys(rows["target"]))
     wanted = rows.drop_duplicates("target").set_index("target")["wanted"]
     kept = rows[rows["role"] == "rescued"].set_index("target")
-    met = int((kept.loc[names, "value"] <= wanted.loc[names].fillna(np.inf)).sum())
+    met = int((kept.loc[names, "value"] <= wanted.loc[names]).sum())  # what has no goal cannot meet it
     made, ax = plots.canvas(
-        f"{met} of {len(names)} targets met",
+        f"{met} of {int(wanted.notna().sum())} goals met",
         "points lost against FP32",
         figsize=(6.5, 1.2 + 0.42 * len(names)),
     )
     for place, name in zip(np.arange(len(names))[::-1], names, strict=True):
-        for role, colour, shift in (("nearest", GREY, 0.13), ("rescued", BLUE, -0.13)):
+        for role, colour, marker, shift in (("nearest", GREY, "s", 0.13), ("rescued", BLUE, "o", -0.13)):
             row = rows[(rows["target"] == name) & (rows["role"] == role)].iloc[0]
             ax.plot([row["low"], row["high"]], [place + shift] * 2, color=colour, linewidth=2)
-            ax.plot(row["value"], place + shift, "o", color=colour, markersize=6)
+            ax.plot(row["value"], place + shift, marker, color=colour, markersize=6)
             if role == "rescued":
                 ax.annotate(
                     f"{row['value']:+.2f}", (max(row["high"], row["value"]), place + shift), xytext=(6, 0),
@@ -161,6 +162,10 @@ def targets(table: pd.DataFrame) -> Figure:
         if np.isfinite(wanted[name]):
             ax.plot([wanted[name]] * 2, [place - 0.32, place + 0.32], color=VERMILLION, linewidth=1.5)
     ax.set_xscale("symlog", linthresh=1)
+    low, high = rows["low"].min(), rows["high"].max()
+    ticks = [tick for tick in (-50, -20, -5, -2, -1, 0, 1, 2, 5, 20, 50) if low <= tick <= high]
+    ax.set_xticks(ticks, [str(tick) for tick in ticks])
+    ax.minorticks_off()
     ax.axvline(0, color=plots.colour("fp32"), linewidth=1)
     ax.set_yticks(np.arange(len(names))[::-1], [_said(name) for name in names])
     ax.set_ylim(-0.6, len(names) - 0.4)
@@ -168,7 +173,8 @@ def targets(table: pd.DataFrame) -> Figure:
     ax.grid(axis="y", visible=False)
     plots.caption(
         made,
-        f"grey: nearest, blue: rescued, red: target; n = {int(rows['n'].max()):,}, paired, 95 % intervals",
+        "squares: nearest rounding, dots: rescued, upright strokes: the goal; "
+        f"n = {int(rows['n'].max()):,}, paired, 95 % intervals",
     )
     return made
 

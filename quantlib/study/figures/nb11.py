@@ -117,7 +117,8 @@ def accuracy_over_time(structured: pd.DataFrame, speed: pd.DataFrame) -> Figure:
         )  # fmt: skip
     ax.axhline(0, color=plots.colour("fp32"), linewidth=1, linestyle="--")
     ax.axvline(1, color=plots.colour("fp32"), linewidth=1, linestyle="--")
-    ax.margins(x=0.5, y=0.15)
+    ax.set_xlim(0, 1.45 * max(best, 1.0))
+    ax.margins(y=0.15)
     ax.invert_yaxis()
     plots.caption(
         made, f"retrained; n = {int(lost['n'].max()):,} test images, paired 95 % intervals; batches of "

@@ -40,19 +40,20 @@ def accuracy_by_parameters(accuracy: pd.DataFrame) -> Figure:
         f"Trained alike, SqueezeNet loses {lost:.1f} points with {fewer:.1f} times fewer parameters",
         "parameters (millions)", "accuracy (%)",
     )  # fmt: skip
+    ends, seen = {}, []
     for name, row in table.iterrows():
-        face, x = plots.look(str(name)), row["parameters"] / 1e6
+        # Networks of one size stand side by side.
+        face, x = plots.look(str(name)), row["parameters"] / 1e6 * 1.05 ** seen.count(row["parameters"])
+        seen.append(row["parameters"])
         ax.plot([x, x], [row["low"], row["high"]], color=face.colour, linewidth=1.5)
         ax.plot(x, row["value"], color=face.colour, marker=face.marker, markersize=8)
-        ax.annotate(
-            face.label, (x, row["value"]), xytext=(9, 0), textcoords="offset points", color=face.colour,
-            fontsize=8.5, fontweight="bold", va="center",
-        )  # fmt: skip
+        ends[str(name)] = (x * 1.05, float(row["value"]))
     ax.set_xscale("log")
     ticks = [0.5, 1, 2, 4, 8]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.set_xlim(0.5, 25)
     ax.xaxis.minorticks_off()
+    plots.label_lines(ax, ends)
     plots.caption(made, f"n = {int(table['n'].max()):,} test images; one run each")
     return made
 
@@ -75,15 +76,17 @@ def time_by_arithmetic(speed: pd.DataFrame) -> Figure:
     for row in rows.itertuples():
         face = plots.look(str(row.method))
         ax.plot([row.fewer_macs] * 2, [row.low, row.high], color=face.colour, linewidth=1.5)
-        ax.plot(row.fewer_macs, row.value, color=face.colour, marker=face.marker, markersize=8)
-        shift = {"plain": (9, -14), "without_squeeze": (9, 2)}.get(str(row.method), (9, -3))
+        ax.plot(row.fewer_macs, row.value, color=face.colour, marker=face.marker, markersize=8, zorder=4)
+        below, above = ("plain", "without_one_by_one"), ("without_squeeze", "squeezenet")
+        shift = (9, -14) if row.method in below else (9, 3) if row.method in above else (9, -3)
         ax.annotate(
             face.label, (row.fewer_macs, row.value), xytext=shift, textcoords="offset points",
             color=face.colour, fontsize=8.5, fontweight="bold",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.6},
         )  # fmt: skip
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_ticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
-    ax.set_xlim(1.8, float(rows["fewer_macs"].max()) * 2.6)
+    ax.set_xlim(1.8, float(rows["fewer_macs"].max()) * 3.2)
     plots.caption(
         made, f"batch norm folded; dashed: as the arithmetic promises; {int(rows['n'].max())} rounds"
     )

@@ -17,13 +17,13 @@ def ingredients(table: pd.DataFrame) -> Figure:
     made, ax = plots.canvas(
         _title_of_ingredients(times), "times as fast as without it (log scale)", figsize=(7.2, 4.6)
     )
-    for place, colour, shift in (("layer", ORANGE, 0.15), ("network", BLUE, -0.15)):
+    for place, colour, marker, shift in (("layer", ORANGE, "o", 0.15), ("network", BLUE, "s", -0.15)):
         part = times[times["place"] == place]
         at = [
             len(names) - 1 - names.index(name) + shift for name in part["ingredient"] + ": " + part["method"]
         ]
         spread = np.abs(np.vstack([part["value"] - part["low"], part["high"] - part["value"]]))
-        ax.errorbar(part["value"], at, xerr=spread, fmt="o", color=colour, capsize=2, label=place)
+        ax.errorbar(part["value"], at, xerr=spread, fmt=marker, color=colour, capsize=2, label=place)
         for value, height in zip(part["value"], at, strict=True):
             ax.annotate(
                 f"{value:.2f}",
@@ -35,6 +35,10 @@ def ingredients(table: pd.DataFrame) -> Figure:
             )
     ax.axvline(1, color="0.6", linewidth=0.8)
     ax.set_xscale("log")
+    low, high = ax.get_xlim()
+    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if low <= tick <= high]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.xaxis.minorticks_off()
     ax.set_yticks(range(len(names)), [name.replace("_", " ") for name in names[::-1]])
     ax.legend(loc="lower right")
     plots.caption(made, f"median, lowest and highest of {int(times['n'].max())} rounds")
