@@ -22,6 +22,16 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Published:
+    """A number that others have published, and the headline figure that stands beside it."""
+
+    text: str
+    value: str
+    source: str
+    headline: str
+
+
+@dataclass(frozen=True)
 class Planned:
     """A notebook that the course names and that is not yet written."""
 
@@ -60,6 +70,7 @@ class Course:
     notebooks: tuple[Notebook, ...]
     planned: tuple[Planned, ...]
     claims: tuple[Claim, ...]
+    published: tuple[Published, ...] = ()
 
     def notebook(self, number: str) -> Notebook:
         """The notebook of that number ("03" or "3"), file name or stem; StudyError lists the known ones."""
@@ -131,6 +142,7 @@ def course(root: Path | str | None = None) -> Course:
             notebooks=tuple(_notebook(entry, tuple(raw["profiles"])) for entry in raw["notebooks"]),
             planned=tuple(Planned(**entry) for entry in raw.get("planned", [])),
             claims=tuple(Claim(**entry) for entry in raw.get("claims", [])),
+            published=tuple(Published(**entry) for entry in raw.get("published", [])),
         )
     except (KeyError, TypeError) as error:
         raise StudyError(f"course.toml lacks or misnames an entry: {error}.") from None

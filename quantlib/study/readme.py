@@ -37,6 +37,21 @@ def headline_table(loaded: Course) -> str:
     return "\n".join(lines)
 
 
+def published_table(loaded: Course) -> str:
+    """What others have published, beside our headline figure with its interval."""
+    path = loaded.root / "results" / "headline.csv"
+    known = pd.read_csv(path).set_index("name") if path.is_file() else pd.DataFrame()
+    head = ["", "published", "by", "here"]
+    lines = [_line(head), "|---|---|---|---:|"]
+    for entry in loaded.published:
+        ours = "not recorded yet"
+        if entry.headline in known.index:
+            value, low, high = known.loc[entry.headline, ["value", "low", "high"]]
+            ours = f"{value:.4g}" + ("" if pd.isna(low) else f" [{low:.4g}, {high:.4g}]")
+        lines.append(_line([entry.text, entry.value, entry.source, ours]))
+    return "\n".join(lines)
+
+
 def notebook_table(loaded: Course) -> str:
     """The index of the notebooks: number, title with link, question, minutes."""
     names = list(loaded.profiles)
@@ -70,6 +85,7 @@ def _line(cells: Sequence[str]) -> str:
 
 BLOCKS: dict[str, Callable[[Course], str]] = {
     "headline": headline_table,
+    "published": published_table,
     "notebooks": notebook_table,
     "claims": claims_table,
 }

@@ -5,6 +5,7 @@ doit decides what is unchanged; papermill executes, one process a notebook. Exit
 """
 
 import argparse
+import math
 import signal
 import sys
 import time
@@ -111,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--record-time",
         action="store_true",
-        help="enter the time of a whole quick run as quick_study_seconds in results/headline.csv",
+        help="enter the time of a whole quick run, and of the last `make test`, in results/headline.csv",
     )
     return made
 
@@ -166,13 +167,16 @@ def _run_and_report(loaded: Course, jobs: Sequence[Job], options: argparse.Names
 
 
 def _record_time(loaded: Course, profile: str, seconds: float, status: Mapping[str, str]) -> None:
-    """Enter the seconds of a quick run in which every notebook ran; say why not otherwise."""
+    """Enter the seconds of a quick run of all notebooks (say why not otherwise) and of the tests."""
     if profile != "quick" or len(status) < len(loaded.notebooks) or set(status.values()) != {"ok"}:
         print("The time is not recorded: it takes a quick run of all notebooks (--force), all of them well.")
         return
-    nothing = float("nan")
-    results.headline("quick_study_seconds", round(seconds), nothing, nothing, len(status), "s", "make study",
-                     "full", loaded.root)  # fmt: skip
+    times = {"study_quick_seconds": (round(seconds), len(status), "make study")}
+    clock = loaded.root / "build" / "test_seconds"  # left there by `make test`
+    if clock.is_file():
+        times["test_seconds"] = (int(clock.read_text()), 0, "make test")
+    for name, (value, n, source) in times.items():
+        results.headline(name, value, math.nan, math.nan, n, "s", source, "full", loaded.root)
 
 
 if __name__ == "__main__":
