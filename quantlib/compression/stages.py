@@ -77,8 +77,9 @@ def stages_of(name: str, weight: Tensor, index_bits: int | None = None) -> Stage
     if len(values) > 1 << 16:
         raise ConfigError(f"{name} has {len(values):,} different weights; share them before they are coded.")
     places = np.flatnonzero(flat)
-    tried = [_widths(flat, len(values), bits) for bits in ([index_bits] if index_bits else INDEX_BITS)]
-    chosen = min(tried, key=lambda widths: widths.bits)
+    zeros, has_zero = np.diff(places, prepend=-1) - 1, len(places) < len(flat)
+    tried = [index_bits] if index_bits else INDEX_BITS
+    chosen = min((_widths(zeros, has_zero, len(values), bits) for bits in tried), key=lambda each: each.bits)
     gaps, filler = relative(places, chosen.distance)
     stored = np.zeros(len(gaps), np.int64)
     stored[~filler] = symbols[places]
@@ -108,14 +109,13 @@ class _Widths(NamedTuple):
     bits: int
 
 
-def _widths(flat: NDArray[np.float32], distinct_values: int, distance: int) -> _Widths:
-    """What the shared stage needs with distances of so many bits."""
-    places = np.flatnonzero(flat)
-    fillers = int(((np.diff(places, prepend=-1) - 1) >> distance).sum())
+def _widths(zeros: NDArray[np.int64], has_zero: bool, distinct_values: int, distance: int) -> _Widths:
+    """What the shared stage needs with distances of so many bits; zeros: those before each weight left."""
+    fillers = int((zeros >> distance).sum())
     # The codebook has a place for zero only where a filler needs it.
-    values = distinct_values - int(len(places) < len(flat) and not fillers)
+    values = distinct_values - int(has_zero and not fillers)
     weight = int(np.ceil(np.log2(max(values, 1))))
-    bits = (len(places) + fillers) * (weight + distance) + 32 * values
+    bits = (len(zeros) + fillers) * (weight + distance) + 32 * values
     return _Widths(weight, distance, fillers, values, bits)
 
 

@@ -40,7 +40,7 @@ def accuracy_by_parameters(accuracy: pd.DataFrame) -> Figure:
         f"Trained alike, SqueezeNet loses {lost:.1f} points with {fewer:.1f} times fewer parameters",
         "parameters (millions)", "accuracy (%)",
     )  # fmt: skip
-    ends, seen = {}, []
+    ends, seen = {}, list[float]()
     for name, row in table.iterrows():
         # Networks of one size stand side by side.
         face, x = plots.look(str(name)), row["parameters"] / 1e6 * 1.05 ** seen.count(row["parameters"])
