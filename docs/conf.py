@@ -1,5 +1,7 @@
 """Sphinx settings of the site; `make site` gathers its pages first, see quantlib/study/site.py."""
 
+from sphinx import addnodes
+
 from quantlib import __version__
 from quantlib.study.site import docstring
 
@@ -26,11 +28,18 @@ myst_heading_anchors = 3
 
 add_module_names = False
 autodoc_member_order = "bysource"
-# Values of constants would be folders of this machine and addresses of functions.
-autodoc_default_options = {"members": True, "show-inheritance": True, "no-value": True}
+autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_typehints = "signature"
+
+
+def without_folders(app, doctree):
+    """Take the value away from constants that are folders: it would be one of this machine."""
+    for value in list(doctree.findall(addnodes.desc_annotation)):
+        if "Path('" in value.astext():
+            value.parent.remove(value)
 
 
 def setup(app):
     """Our docstrings are plain text: formulas indented, names in single backticks."""
     app.connect("autodoc-process-docstring", lambda app, what, name, obj, options, lines: docstring(lines))
+    app.connect("doctree-read", without_folders)
