@@ -19,7 +19,6 @@ from quantlib.quantization.integer_graph import Integer
 from quantlib.quantization.packed import load_packed, save_packed
 from quantlib.quantization.qconfig import WEIGHT, QConfig, check_name
 from quantlib.quantization.workflow import calibrate, convert, prepare
-from quantlib.study import setup
 from quantlib.study.rivals import MISSING, RIVALS, Contest
 from quantlib.study.tune_shared import listed
 from quantlib.subject import checkpoints
@@ -65,7 +64,7 @@ class Shelf:
     def trained(self, name: str) -> nn.Module:
         """A checkpoint, factorized or not; CheckpointError when it has not been made yet."""
         if name not in self._trained:
-            factorized = "plans" in setup.checkpoint(name)
+            factorized = "plans" in checkpoints.checkpoint_info(name)
             way = load_factorized if factorized else checkpoints.load_checkpoint
             self._trained[name] = self.load(name, way)
         return self._trained[name]
@@ -120,6 +119,7 @@ class Shelf:
 
 
 Make = Callable[[Shelf], Entry]
+"""How an entrant is made from the shelf."""
 
 
 def _way(method: str, *values: Any) -> Make:

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from quantlib.errors import StudyError
-from quantlib.subject.checkpoints import checkpoint_info as checkpoint
 
 
 def seed_everything(seed: int) -> None:
@@ -27,4 +26,4 @@ def require_device(name: str) -> str:
     return name
 
 
-__all__ = ["checkpoint", "require_device", "seed_everything"]
+__all__ = ["require_device", "seed_everything"]

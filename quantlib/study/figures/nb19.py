@@ -19,6 +19,7 @@ FAMILY = {
     "coded": Look(PURPLE, "^", "coded file"),
     "rival": Look(ORANGE, "D", "other toolkits, int8"),
 }
+"""The look of a family of entrants."""
 NAMES = {
     "fp32": "ResNet-50", "bf16": "bf16", "w8a8": "W8A8", "w4a8": "W4A8", "w4a4_rescued": "W4A4, rescued",
     "lowrank": "low rank", "lowrank_w8a8": "low rank W8A8", "resnet20": "ResNet-20",
@@ -27,6 +28,7 @@ NAMES = {
     "squeezenet_deep": "SqueezeNet, coded", "deep50": "coded, 50x", "deep80": "coded, 80x",
     "torch_ao": "torch.ao", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO",
 }  # fmt: skip
+"""What a picture calls each entrant."""
 
 
 @figure("19_size", "19_board")
@@ -68,12 +70,15 @@ def accuracy_by_time(board: pd.DataFrame) -> Figure:
 def _cloud(ax: Axes, board: pd.DataFrame, lines: pd.DataFrame, x: str, kept: list[str]) -> None:
     """A dot with its interval for each network, and the front as stairs."""
     accuracy = board[board["metric"] == "accuracy"].set_index("method")
-    for name, row in lines.iterrows():
-        face = FAMILY[accuracy.at[name, "family"]]
-        ax.plot([row[x]] * 2, accuracy.loc[name, ["low", "high"]], color=face.colour, linewidth=1, alpha=0.6)
-        ax.plot(row[x], row["accuracy"], color=face.colour, marker=face.marker, markersize=7)
-    stairs, where = lines.loc[kept].sort_values(x), "post" if x == "megabytes" else "pre"
-    ax.step(stairs[x], stairs["accuracy"], where=where, color=GREY, linewidth=1, linestyle="--", zorder=1)
+    for point in accuracy.itertuples():
+        face, across = FAMILY[str(point.family)], lines.at[point.Index, x]
+        ax.plot([across] * 2, [point.low, point.high], color=face.colour, linewidth=1, alpha=0.6)
+        ax.plot(across, point.value, color=face.colour, marker=face.marker, markersize=7)
+    stairs = lines.loc[kept].sort_values(x)
+    ax.step(
+        stairs[x], stairs["accuracy"], where="post" if x == "megabytes" else "pre", color=GREY, linewidth=1,
+        linestyle="--", zorder=1,
+    )  # fmt: skip
     ax.set_xscale("log")
     ax.minorticks_off()
     for family in dict.fromkeys(accuracy["family"]):
