@@ -18,6 +18,7 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         aside = Path(folder) / path.name
         yield aside
+        aside.chmod(0o644)  # safetensors and mkstemp leave files that only their owner can read
         os.replace(aside, path)
 
 
