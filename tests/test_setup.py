@@ -239,7 +239,7 @@ def test_make_test_runs_all_parts_and_fails_if_one_does(tmp_path, failing, named
         nbval = f"--nbval-lax --nbval-current-env {sanitize} --nbval-cell-timeout 300 --maxfail 3"
         assert calls[3:] == [f"-m pytest {nbval} notebooks/"]
     assert (result.returncode == 0) == (named is None)
-    assert (f"FAILED: {named}" if named else "All parts passed.") in result.stdout
+    assert (f"FAILED: {named}" if named else "All parts passed in ") in result.stdout
 
 
 @needs_make
