@@ -34,6 +34,7 @@ from quantlib.subject.files import replace_atomically
 from quantlib.subject.hooks import Hooks
 from quantlib.subject.layout import cache_folder
 from quantlib.subject.models import build
+from quantlib.subject.publish import save_measured
 from quantlib.subject.recipe import Recipe, read_settings, recipe_of
 from quantlib.subject.state import load_best
 from quantlib.subject.training import Trainer
@@ -211,18 +212,15 @@ def ship(plan: Plan, root: Path, data_root: str | None = None, into: Path | None
     if arm is None:
         raise ConfigError(f"The plan would ship {plan.ship!r}, which is none of its float32 arms.")
     model = trained_student(plan, arm, plan.seeds[0], root, plan.split("train", data_root))
-    results = {split: evaluate(model, plan.split(split, data_root)) for split in ("validation", "test")}
-    info = {
+    validation, test = (plan.split(split, data_root) for split in ("validation", "test"))
+    facts = {
         "model": plan.recipe.model, "recipe": asdict(plan.recipe),
         "origin": f"taught by {plan.teacher}: `python -m quantlib.compression.students --recipe "
         f"{plan.recipe.name}`, arm {arm.name}, seed {plan.seeds[0]}",
-        "metrics": {
-            "validation_accuracy": round(results["validation"].accuracy, 2),
-            "test_accuracy": round(results["test"].accuracy, 2), "test_low": round(results["test"].low, 2),
-            "test_high": round(results["test"].high, 2), "test_n": results["test"].n,
-        },
     }  # fmt: skip
-    return checkpoints.save_checkpoint(model, f"{plan.recipe.model}_{arm.name}_cifar10", info, into)
+    return save_measured(
+        model, f"{plan.recipe.model}_{arm.name}_cifar10", facts, validation, test, into=into
+    )
 
 
 def evaluation_of(plan: Plan, result: Mapping[str, Any], data_root: str | None = None) -> Evaluation:
@@ -241,10 +239,10 @@ def main(argv: list[str] | None = None) -> int:
         def said(result: Mapping[str, Any]) -> str:
             return f"{result['arm']}, seed {result['seed']}: {evaluation_of(plan, result, options.data)}"
 
-        results = run_plan(plan, options.workers, folder, options.data)
         def shipped() -> str:
             return f"shipped as checkpoints/{ship(plan, folder, options.data).name}" if plan.ship else ""
 
+        results = run_plan(plan, options.workers, folder, options.data)
         report_runs(results, len(plan.runs()), options.workers, folder, said, shipped)
 
     return run_command(work, kept="every run is saved")

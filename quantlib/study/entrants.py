@@ -19,10 +19,9 @@ from quantlib.quantization.integer_graph import Integer
 from quantlib.quantization.packed import load_packed, save_packed
 from quantlib.quantization.qconfig import WEIGHT, QConfig, check_name
 from quantlib.quantization.workflow import calibrate, convert, prepare
-from quantlib.study.rivals import MISSING, RIVALS, Contest
+from quantlib.study.rivals import MISSING, RIVALS, Contest, first_line
 from quantlib.study.tune_shared import listed
 from quantlib.subject import checkpoints
-from quantlib.subject.benchmark import bfloat16_is_fast
 from quantlib.subject.data import Images, batches
 
 FAMILIES = ("float32", "bits", "architecture", "both", "coded", "rival")
@@ -59,34 +58,25 @@ class Shelf:
     load: Callable[[str, Callable[[str], nn.Module]], nn.Module]
     images: Images
     folder: Path
-    _trained: dict[str, nn.Module] = field(default_factory=dict)
+    _contests: dict[str, Contest] = field(default_factory=dict)
 
-    def trained(self, name: str) -> nn.Module:
-        """A checkpoint, factorized or not; CheckpointError when it has not been made yet."""
-        if name not in self._trained:
+    def contest(self, name: str) -> Contest:
+        """A checkpoint, factorized or not, as rivals get it; CheckpointError when it is not made yet."""
+        if name not in self._contests:
             factorized = "plans" in checkpoints.checkpoint_info(name)
             way = load_factorized if factorized else checkpoints.load_checkpoint
-            self._trained[name] = self.load(name, way)
-        return self._trained[name]
+            self._contests[name] = Contest(self.load(name, way), self.images)
+        return self._contests[name]
 
     def float32(self, name: str) -> Entry:
         """A trained network with batch norm folded; 4 bytes a parameter of the network as trained."""
-        model = self.trained(name)
-        folded = fuse(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return Entry(folded, 4 * _parameters(model))
-
-    def bfloat16(self, name: str) -> Entry:
-        """The same in bfloat16; 2 bytes a parameter."""
-        if not bfloat16_is_fast("cpu"):
-            raise CheckpointError("this CPU has no instructions for bfloat16")
-        entry = self.float32(name)
-        half = entry.network.to(torch.bfloat16)
-        return Entry(Answering(lambda x: half(x.bfloat16())), entry.bytes // 2)
+        contest = self.contest(name)
+        return Entry(contest.folded, 4 * _parameters(contest.model))
 
     def integer(self, name: str, bits: int = 8) -> Entry:
         """Integers throughout, activations of 8 bits, weights of `bits`, packed in the file."""
         weight = WEIGHT if bits == 8 else replace(WEIGHT, bits=bits, observer="mse")
-        prepared = calibrate(prepare(self.trained(name), QConfig(weight=weight)), batches(self.images))
+        prepared = calibrate(prepare(self.contest(name).model, QConfig(weight=weight)), batches(self.images))
         path = self.folder / f"{name}_w{bits}.safetensors"
         reference = convert(prepared, "integer", engine="reference")
         assert isinstance(reference, Integer)
@@ -112,45 +102,36 @@ class Shelf:
         network = fuse(decompress(checkpoints.ROOT / entry["file"]))
         return Entry(network.to(memory_format=torch.channels_last), int(entry["bytes"]))  # type: ignore[call-overload]
 
-    def rival(self, name: str) -> Entry:
-        """Somebody else's int8 ResNet-50, by its defaults; a byte a weight, as all of them store it."""
-        model = self.trained("resnet50")
-        return Entry(Answering(RIVALS[name](Contest(model, self.images))), _parameters(model))
+    def rival(self, name: str, width: int = 1) -> Entry:
+        """One of RIVALS, made of the ResNet-50; `width`: bytes that it stores a weight in, 1 for int8."""
+        contest = self.contest("resnet50")
+        return Entry(Answering(RIVALS[name](contest)), width * _parameters(contest.model))
 
 
 Make = Callable[[Shelf], Entry]
 """How an entrant is made from the shelf."""
 
-
-def _way(method: str, *values: Any) -> Make:
-    def make(shelf: Shelf) -> Entry:
-        entry: Entry = getattr(shelf, method)(*values)
-        return entry
-
-    return make
-
-
 ENTRANTS: dict[str, tuple[str, Make]] = {
-    "fp32": ("float32", _way("float32", "resnet50")),
-    "bf16": ("bits", _way("bfloat16", "resnet50")),
-    "w8a8": ("bits", _way("integer", "resnet50")),
-    "w4a8": ("bits", _way("integer", "resnet50", 4)),
-    "w4a4_rescued": ("bits", _way("shipped", "resnet50_w4a4")),
-    "lowrank": ("architecture", _way("float32", "resnet50_lowrank")),
-    "lowrank_w8a8": ("both", _way("integer", "resnet50_lowrank")),
-    "resnet20": ("architecture", _way("float32", "resnet20")),
-    "resnet20_w8a8": ("both", _way("integer", "resnet20")),
-    "resnet20_w4a8": ("both", _way("integer", "resnet20", 4)),
-    "student": ("architecture", _way("float32", "resnet20_distilled")),
-    "student_w8a8": ("both", _way("integer", "resnet20_distilled")),
-    "squeezenet": ("architecture", _way("float32", "squeezenet")),
-    "squeezenet_w8a8": ("both", _way("integer", "squeezenet")),
-    "squeezenet_deep": ("coded", _way("archive", "squeezenet_deep")),
-    "deep50": ("coded", _way("archive", "resnet50_deep50")),
-    "deep80": ("coded", _way("archive", "resnet50_deep80")),
-    "torch_ao": ("rival", _way("rival", "torch_ao")),
-    "onnxruntime": ("rival", _way("rival", "onnxruntime")),
-    "openvino": ("rival", _way("rival", "openvino")),
+    "fp32": ("float32", lambda shelf: shelf.float32("resnet50")),
+    "bf16": ("bits", lambda shelf: shelf.rival("bf16", width=2)),
+    "w8a8": ("bits", lambda shelf: shelf.integer("resnet50")),
+    "w4a8": ("bits", lambda shelf: shelf.integer("resnet50", 4)),
+    "w4a4_rescued": ("bits", lambda shelf: shelf.shipped("resnet50_w4a4")),
+    "lowrank": ("architecture", lambda shelf: shelf.float32("resnet50_lowrank")),
+    "lowrank_w8a8": ("both", lambda shelf: shelf.integer("resnet50_lowrank")),
+    "resnet20": ("architecture", lambda shelf: shelf.float32("resnet20")),
+    "resnet20_w8a8": ("both", lambda shelf: shelf.integer("resnet20")),
+    "resnet20_w4a8": ("both", lambda shelf: shelf.integer("resnet20", 4)),
+    "student": ("architecture", lambda shelf: shelf.float32("resnet20_distilled")),
+    "student_w8a8": ("both", lambda shelf: shelf.integer("resnet20_distilled")),
+    "squeezenet": ("architecture", lambda shelf: shelf.float32("squeezenet")),
+    "squeezenet_w8a8": ("both", lambda shelf: shelf.integer("squeezenet")),
+    "squeezenet_deep": ("coded", lambda shelf: shelf.archive("squeezenet_deep")),
+    "deep50": ("coded", lambda shelf: shelf.archive("resnet50_deep50")),
+    "deep80": ("coded", lambda shelf: shelf.archive("resnet50_deep80")),
+    "torch_ao": ("rival", lambda shelf: shelf.rival("torch_ao")),
+    "onnxruntime": ("rival", lambda shelf: shelf.rival("onnxruntime")),
+    "openvino": ("rival", lambda shelf: shelf.rival("openvino")),
 }
 """Name, family, and how it is made. Introduced in notebook 19."""
 
@@ -167,7 +148,7 @@ def line_up(shelf: Shelf, names: Iterable[str] = ()) -> tuple[dict[str, Entry], 
         try:
             found[name] = ENTRANTS[name][1](shelf)
         except MISSING as error:
-            missing[name] = (str(error).splitlines() or [type(error).__name__])[0]
+            missing[name] = first_line(error)
     return found, missing
 
 

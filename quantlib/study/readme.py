@@ -13,7 +13,7 @@ import pandas as pd
 
 from quantlib.errors import QuantlibError, StudyError
 from quantlib.study.manifest import Course, course
-from quantlib.study.results import write_atomic
+from quantlib.study.results import HEADLINE_COLUMNS, write_atomic
 from quantlib.study.scoreboard import ledger
 
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -22,11 +22,11 @@ BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DO
 
 def headline_table(loaded: Course) -> str:
     """The headline figures with interval and n, in the order of results/headline.csv."""
-    path = loaded.root / "results" / "headline.csv"
-    if not path.is_file():
+    known = _headlines(loaded)
+    if known.empty:
         return "Nothing is recorded yet; `make study PROFILE=full` makes it."
     lines = ["| figure | value | 95 % interval | n | from |", "|---|---:|---:|---:|---|"]
-    for entry in pd.read_csv(path).to_dict("records"):
+    for entry in known.to_dict("records"):
         interval = "" if pd.isna(entry["low"]) else f"{entry['low']:.4g} to {entry['high']:.4g}"
         unit = "" if pd.isna(entry["unit"]) else f" {entry['unit']}"
         count = f"{int(entry['n']):,}" if entry["n"] else ""
@@ -37,10 +37,14 @@ def headline_table(loaded: Course) -> str:
     return "\n".join(lines)
 
 
+def _headlines(loaded: Course) -> pd.DataFrame:
+    path = loaded.root / "results" / "headline.csv"
+    return pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=list(HEADLINE_COLUMNS))
+
+
 def published_table(loaded: Course) -> str:
     """What others have published, beside our headline figure with its interval."""
-    path = loaded.root / "results" / "headline.csv"
-    known = pd.read_csv(path).set_index("name") if path.is_file() else pd.DataFrame()
+    known = _headlines(loaded).set_index("name")
     head = ["", "published", "by", "here"]
     lines = [_line(head), "|---|---|---|---:|"]
     for entry in loaded.published:

@@ -40,25 +40,34 @@ def confidences(model: nn.Module, images: Images) -> np.ndarray:
 
 
 def per_class(result: Evaluation) -> dict[str, float]:
-    """Return the accuracy in percent of each class."""
+    """Return the accuracy in percent of each class that occurs."""
     right = result.predictions == result.labels
-    return {name: round(100 * float(right[result.labels == i].mean()), 2) for i, name in enumerate(CLASSES)}
-
-
-def metrics(name: str, root: str | None, network: nn.Module | None = None) -> dict[str, Any]:
-    """Measure the shipped file on the validation split and, last and once, on the test images."""
-    model = load_checkpoint(name, network=network)
-    validation = evaluate(model, data.load("validation", "full", root))
-    images = data.load("test", "full", root)
-    test = evaluate(model, images)
-    right = test.predictions == test.labels
     return {
-        "validation_accuracy": round(validation.accuracy, 2),
+        CLASSES[i]: round(100 * float(right[result.labels == i].mean()), 2) for i in np.unique(result.labels)
+    }
+
+
+def save_measured(
+    model: nn.Module, name: str, facts: dict[str, Any], validation: Images, images: Images,
+    network: nn.Module | None = None, into: Path | None = None,
+) -> Path:  # fmt: skip
+    """Save a checkpoint with `facts`, and enter into them what its file does; its path.
+
+    Measured on the validation split and, last and once, on the test images. `network` and `into` as
+    `load_checkpoint` takes them.
+    """
+    save_checkpoint(model, name, facts, into)
+    shipped = load_checkpoint(name, into, network)
+    held_out, test = evaluate(shipped, validation), evaluate(shipped, images)
+    right = test.predictions == test.labels
+    facts["metrics"] = {
+        "validation_accuracy": round(held_out.accuracy, 2),
         "test_accuracy": round(test.accuracy, 2), "test_low": round(test.low, 2),
         "test_high": round(test.high, 2),
         "test_n": test.n, "per_class": per_class(test), "data_md5": images.md5,
-        "calibration_error": round(calibration_error(confidences(model, images), right), 2),
+        "calibration_error": round(calibration_error(confidences(shipped, images), right), 2),
     }  # fmt: skip
+    return save_checkpoint(model, name, facts, into)
 
 
 CARD = """# {name}
@@ -101,9 +110,8 @@ def publish(
     facts = {"model": recipe.model, "recipe": asdict(recipe), "hours": round(state["seconds"] / 3600, 2)}
     facts["origin"] = f"trained from scratch by `python -m quantlib.subject.training --recipe {recipe.name}`"
     facts |= about or {}
-    save_checkpoint(model, name, facts)
-    facts["metrics"] = metrics(name, root, network)
-    save_checkpoint(model, name, facts)
+    validation, images = (data.load(split, "full", root) for split in ("validation", "test"))
+    save_measured(model, name, facts, validation, images, network)
     _publish_log(
         recipe, folder, state["seconds"], ROOT.parent / "results" / f"{notebook}_training_log_{recipe.name}"
     )

@@ -1,5 +1,7 @@
 """Figures of notebook 19: accuracy against size and against time, and how the predictions fared."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -36,17 +38,12 @@ def accuracy_by_size(board: pd.DataFrame) -> Figure:
     """Accuracy against megabytes on disk, with the front."""
     lines = wide(board)
     kept = front(lines, "megabytes")
-    small = lines.loc[kept[0]]
-    made, ax = plots.canvas(
-        f"{len(kept)} of {len(lines)} networks are worth their size, from {small['megabytes']:.2f} MB on",
-        "megabytes on disk", "accuracy (%)", figsize=(7.4, 4.2),
-    )  # fmt: skip
-    _cloud(ax, board, lines, "megabytes", kept)
-    ticks = [0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
-    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.set_xlim(0.6 * lines["megabytes"].min(), 3.2 * lines["megabytes"].max())
-    _names(ax, board, lines, "megabytes", kept)
-    return made
+    title = (
+        f"{len(kept)} of {len(lines)} networks are worth their size, "
+        f"from {lines.at[kept[0], 'megabytes']:.2f} MB on"
+    )
+    ticks = (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+    return _drawn(board, "megabytes", kept, title, "megabytes on disk", ticks, 0.6)
 
 
 @figure("19_time", "19_board")
@@ -54,16 +51,24 @@ def accuracy_by_time(board: pd.DataFrame) -> Figure:
     """Accuracy against speed on single images, with the front."""
     lines = wide(board)
     kept = front(lines, "speedup_b1", cheap="high")
-    quick = lines.loc[kept[0]]
-    made, ax = plots.canvas(
-        f"{len(kept)} of {len(lines)} are worth their time, up to {quick['speedup_b1']:.0f} times as fast",
-        "times as fast as FP32, one image", "accuracy (%)", figsize=(7.4, 4.2),
-    )  # fmt: skip
-    _cloud(ax, board, lines, "speedup_b1", kept)
-    ticks = [0.5, 1, 2, 5, 10, 20, 50]
+    title = (
+        f"{len(kept)} of {len(lines)} are worth their time, "
+        f"up to {lines.at[kept[0], 'speedup_b1']:.0f} times as fast"
+    )
+    ticks = (0.5, 1, 2, 5, 10, 20, 50)
+    return _drawn(board, "speedup_b1", kept, title, "times as fast as FP32, one image", ticks, 0.7)
+
+
+def _drawn(
+    board: pd.DataFrame, x: str, kept: list[str], title: str, xlabel: str, ticks: Sequence[float], left: float
+) -> Figure:
+    """Every network at its column `x`, the front `kept`; `left`: the axis begins at so much of the least."""
+    lines = wide(board)
+    made, ax = plots.canvas(title, xlabel, "accuracy (%)", figsize=(7.4, 4.2))
+    _cloud(ax, board, lines, x, kept)
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.set_xlim(0.7 * lines["speedup_b1"].min(), 3.2 * lines["speedup_b1"].max())
-    _names(ax, board, lines, "speedup_b1", kept)
+    ax.set_xlim(left * lines[x].min(), 3.2 * lines[x].max())
+    _names(ax, board, lines, x, kept)
     return made
 
 

@@ -126,7 +126,7 @@ def gather(contest: Contest, names: Iterable[str] = tuple(RIVALS)) -> Field:
             field.networks[name] = RIVALS[name](contest)
             field.seconds[name] = time.perf_counter() - began
         except MISSING as error:
-            field.missing[name] = _first_line(error)
+            field.missing[name] = first_line(error)
             print(f"{name} is not here: {field.missing[name]}")
     return field
 
@@ -140,15 +140,16 @@ def if_here(what: str, make: Callable[[], Any]) -> Any:
     try:
         return make()
     except MISSING as error:
-        print(f"{what} is not here: {_first_line(error)}")
+        print(f"{what} is not here: {first_line(error)}")
         return None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What went wrong, in one line for people."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 __all__ = [
-    "FAMILIES", "OURS", "RIVALS", "Contest", "Field", "Network", "OnnxRuntimeInt8", "gather", "if_here",
-    "torch_ao", "torch_ao_calibrated",
+    "FAMILIES", "OURS", "RIVALS", "Contest", "Field", "Network", "OnnxRuntimeInt8", "first_line", "gather",
+    "if_here", "torch_ao", "torch_ao_calibrated",
 ]  # fmt: skip
