@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 import warnings
 from typing import Any
@@ -38,14 +37,16 @@ def test_mse_is_three_times_faster_and_no_worse() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        rounds = []
-        for _ in range(3):
+        pairs = []
+        for _ in range(7):
             ours, mine = seconds(lambda: make_observer("mse"), batches)
             theirs, oracle = seconds(ao.HistogramObserver, batches)
-            rounds.append(theirs / ours)
+            pairs.append((ours, theirs))
     finally:
         torch.set_num_threads(threads)
-    assert statistics.median(rounds) >= 3, rounds
+    # The least of each is what the code needs; everything above it is the machine's other work.
+    least = [min(times) for times in zip(*pairs, strict=True)]
+    assert least[1] / least[0] >= 3, pairs
     scale, zero_point = oracle.calculate_qparams()
     torchs = [
         torch.fake_quantize_per_tensor_affine(x, float(scale), int(zero_point), 0, 255) for x in batches

@@ -20,7 +20,7 @@ SMALLEST_SHARE = 1 / 2048
 """Ranges below this share of the extreme are not tried."""
 TAIL = 1 / 2
 """Values beyond this share of a batch's extremes are few, and decide where a range ends: all are counted."""
-GROUP = 32
+GROUP = 16
 """Values that are searched for tails together: more would save passes, and let more groups hold one."""
 MARGIN = 1e-3
 """A range must promise to beat min-max by this share; below it the histogram cannot tell the two apart."""
@@ -132,7 +132,8 @@ def tails(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     hit = groups.amax(0) > high * TAIL
     if low < 0:
         hit.logical_or_(groups.amin(0) < low * TAIL)
-    near = torch.cat([groups[:, hit.nonzero().flatten()].flatten(), x[whole:]]).float()
+    # index_select copies several times as fast as groups[:, places].
+    near = torch.cat([groups.index_select(1, hit.nonzero().flatten()).flatten(), x[whole:]]).float()
     return near[_is_tail(near, low, high)]
 
 
