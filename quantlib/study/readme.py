@@ -4,6 +4,7 @@ A block is everything between `<!-- generated: NAME -->` and `<!-- end -->`; NAM
 """
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -13,11 +14,14 @@ import pandas as pd
 
 from quantlib.errors import QuantlibError, StudyError
 from quantlib.study.manifest import Course, course
+from quantlib.study.origin import outdated
 from quantlib.study.results import HEADLINE_COLUMNS, write_atomic
 from quantlib.study.scoreboard import ledger
 
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 """A generated block, its name and its content."""
+EARLIER = " (earlier weights)"
+"""What marks a figure that was measured on other weights than checkpoints/ holds now."""
 
 
 def headline_table(loaded: Course) -> str:
@@ -25,6 +29,7 @@ def headline_table(loaded: Course) -> str:
     known = _headlines(loaded)
     if known.empty:
         return "Nothing is recorded yet; `make study PROFILE=full` makes it."
+    old = outdated(loaded.root)
     lines = ["| figure | value | 95 % interval | n | from |", "|---|---:|---:|---:|---|"]
     for entry in known.to_dict("records"):
         interval = "" if pd.isna(entry["low"]) else f"{entry['low']:.4g} to {entry['high']:.4g}"
@@ -33,6 +38,7 @@ def headline_table(loaded: Course) -> str:
         source = entry["source"]
         csv = loaded.root / "results" / f"{source}.csv"
         link = f"[`{source}`](results/{source}.csv)" if csv.is_file() else str(source)
+        link += EARLIER if source in old else ""
         lines.append(f"| `{entry['name']}` | {entry['value']:.4g}{unit} | {interval} | {count} | {link} |")
     return "\n".join(lines)
 
@@ -44,14 +50,15 @@ def _headlines(loaded: Course) -> pd.DataFrame:
 
 def published_table(loaded: Course) -> str:
     """What others have published, beside our headline figure with its interval."""
-    known = _headlines(loaded).set_index("name")
+    known, old = _headlines(loaded).set_index("name"), outdated(loaded.root)
     head = ["", "published", "by", "here"]
     lines = [_line(head), "|---|---|---|---:|"]
     for entry in loaded.published:
         ours = "not recorded yet"
         if entry.headline in known.index:
             value, low, high = known.loc[entry.headline, ["value", "low", "high"]]
-            ours = f"{value:.4g}" + ("" if pd.isna(low) else f" [{low:.4g}, {high:.4g}]")
+            ours = f"{value:.2f}" + ("" if pd.isna(low) else f" [{low:.2f}, {high:.2f}]")
+            ours += EARLIER if known.at[entry.headline, "source"] in old else ""
         lines.append(_line([entry.text, entry.value, entry.source, ours]))
     return "\n".join(lines)
 
@@ -77,9 +84,13 @@ def claims_table(loaded: Course, published: bool = False) -> str:
     """The ledger: every claim with verdict and evidence from results/, and what others have `published`."""
     head = ["the field says", "verdict", "measured", *(["published"] if published else []), "notebook"]
     lines = [_line(head), "|" + "---|" * len(head)]
+    old = {experiment[:2] for experiment in outdated(loaded.root)}
     for claim in ledger(loaded).to_dict("records"):
         others = [claim["published"] or "we found none"] if published else []
-        lines.append(_line([claim["text"], claim["verdict"], claim["evidence"], *others, claim["notebook"]]))
+        verdict = claim["verdict"]
+        if verdict != "open" and claim["notebook"] in old:
+            verdict += EARLIER
+        lines.append(_line([claim["text"], verdict, claim["evidence"], *others, claim["notebook"]]))
     return "\n".join(lines)
 
 
@@ -87,8 +98,30 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def weights_paragraph(loaded: Course) -> str:
+    """The checkpoints that are shipped with their accuracy, and what still waits for a run on them."""
+    path = loaded.root / "checkpoints" / "index.json"
+    index = json.loads(path.read_text()) if path.is_file() else {}
+    lines = []
+    for entry in index.values():
+        found = entry["metrics"]
+        lines.append(
+            f"- `{entry['file']}`, {entry['bytes'] / 1e6:.2f} MB: {found['test_accuracy']:.2f} "
+            f"[{found['test_low']:.2f}, {found['test_high']:.2f}] on {found['test_n']:,} test images"
+            + (f"; a {entry['status']}" if entry.get("status") else "")
+        )
+    waiting = sorted({experiment[:2] for experiment in outdated(loaded.root)})
+    if waiting:
+        lines.append(
+            f"\nWhat notebooks {', '.join(waiting)} recorded was measured on earlier weights and waits for a "
+            "run on these; it is marked below."
+        )
+    return "\n".join(lines) or "None yet; `make train` makes them."
+
+
 BLOCKS: dict[str, Callable[[Course], str]] = {
     "headline": headline_table,
+    "weights": weights_paragraph,
     "published": published_table,
     "notebooks": notebook_table,
     "claims": claims_table,

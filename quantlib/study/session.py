@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from quantlib.errors import CheckpointError, StudyError
-from quantlib.study import results, setup
+from quantlib.study import origin, results, setup
 from quantlib.study.manifest import course
 from quantlib.subject import checkpoints, data
 from quantlib.subject.data import Images
@@ -146,10 +146,17 @@ class Session:
         return table
 
     def recorded(self, experiment: str, notebook: str | None = None) -> pd.DataFrame:
-        """The committed full result; where there is none yet, a sentence and an empty frame, same columns."""
+        """The committed full result; where there is none yet, a sentence and an empty frame, same columns.
+
+        A result that was measured on other weights than checkpoints/ holds now is announced as such.
+        """
         name = f"{notebook or self.number}_{experiment}"
         try:
-            return results.load(name, "full", self.course.root)
+            table = results.load(name, "full", self.course.root)
+            changed = origin.changed_since(name, self.course.root)
+            if changed:
+                print(f"{name} was recorded on earlier weights of {', '.join(changed)}.")
+            return table
         except StudyError as error:
             print(error)
         live = self._tables.get(name)

@@ -1,0 +1,39 @@
+"""Which weights a recorded result was measured on, and whether checkpoints/ still holds the same ones."""
+
+import json
+from pathlib import Path
+
+from quantlib.errors import CheckpointError, StudyError
+from quantlib.study.manifest import find_root
+from quantlib.subject.checkpoints import checkpoint_info
+
+
+def changed_since(experiment: str, root: Path | None = None) -> tuple[str, ...]:
+    """Names of the checkpoints that a recorded experiment read and that have other weights now, or none.
+
+    Compares the sha256 in results/<experiment>.json with checkpoints/index.json. An experiment that is not
+    recorded has none. Raises StudyError when the JSON is damaged. Introduced in notebook 19.
+    """
+    path = (root or find_root()) / "results" / f"{experiment}.json"
+    if not path.is_file():
+        return ()
+    try:
+        read = json.loads(path.read_text()).get("checkpoints", {})  # a training log read none
+    except json.JSONDecodeError as error:
+        raise StudyError(f"results/{path.name} is damaged ({error}); restore it from git.") from error
+    return tuple(name for name, digest in read.items() if digest != _sha256_now(name))
+
+
+def outdated(root: Path | None = None) -> dict[str, tuple[str, ...]]:
+    """Every recorded experiment that was measured on other weights than checkpoints/ holds, and which."""
+    base = root or find_root()
+    names = [path.stem for path in sorted((base / "results").glob("[0-9][0-9]_*.json"))]
+    found = {name: changed_since(name, base) for name in names}
+    return {name: changed for name, changed in found.items() if changed}
+
+
+def _sha256_now(name: str) -> str | None:
+    try:
+        return str(checkpoint_info(name)["sha256"])
+    except CheckpointError:
+        return None
