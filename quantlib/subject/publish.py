@@ -2,7 +2,6 @@
 
 import json
 import platform
-import shutil
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -18,6 +17,7 @@ from quantlib.subject.benchmark import machine
 from quantlib.subject.checkpoints import ROOT, checkpoint_info, load_checkpoint, save_checkpoint
 from quantlib.subject.data import CLASSES, Images
 from quantlib.subject.evaluation import Evaluation, evaluate
+from quantlib.subject.files import write_atomically
 from quantlib.subject.models import build
 from quantlib.subject.recipe import Recipe
 from quantlib.subject.state import load_best
@@ -116,18 +116,18 @@ def publish(
         recipe, folder, state["seconds"], ROOT.parent / "results" / f"{notebook}_training_log_{recipe.name}"
     )
     card = ROOT / f"{name}.md"
-    card.write_text(card_text(recipe, name, facts))
+    write_atomically(card, card_text(recipe, name, facts))
     return card
 
 
 def _publish_log(recipe: Recipe, folder: Path, seconds: float, stem: Path) -> None:
     """The log as a result of the study: a CSV, and a JSON that says where it comes from."""
-    shutil.copy(folder / "log.csv", stem.with_suffix(".csv"))
+    write_atomically(stem.with_suffix(".csv"), (folder / "log.csv").read_bytes())
     origin = {
         "profile": "full", "seed": recipe.seed, "date": str(date.today()), "seconds": round(seconds, 1),
         "machine": machine(), "versions": {"torch": torch.__version__}, "recipe": asdict(recipe),
     }  # fmt: skip
-    stem.with_suffix(".json").write_text(json.dumps(origin, indent=2) + "\n")
+    write_atomically(stem.with_suffix(".json"), json.dumps(origin, indent=2) + "\n")
 
 
 def card_text(recipe: Recipe, name: str, facts: dict[str, Any]) -> str:
