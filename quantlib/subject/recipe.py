@@ -2,7 +2,7 @@
 
 import math
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ RECIPES = Path(__file__).parent / "recipes"
 class Recipe:
     """Settings of one training run; `stages` holds [epochs, resolution] pairs in order.
 
-    `start` names the checkpoint whose weights training starts from; without it they are random.
+    `cycles`: [epochs, peak as a share of the rates] pairs in order, as many epochs in all; without them one
+    cycle of everything. `start` names the checkpoint whose weights training starts from; without it they
+    are random.
     Introduced in notebook 01.
     """
 
@@ -38,6 +40,7 @@ class Recipe:
     crop: int = 4
     cutout: int = 8
     start: str = ""
+    cycles: tuple[tuple[int, float], ...] = ()
 
     @property
     def epochs(self) -> int:
@@ -60,15 +63,32 @@ class Recipe:
             epoch -= count
         return self.stages[-1][1]
 
-    def rate_factor(self, progress: float) -> float:
-        """The share of the peak rate at `progress` in 0..1: one cycle, linear up, then half a cosine to zero.
+    def rate_factor(self, epoch: float) -> float:
+        """The share of the peak rate after `epoch` epochs: in each cycle linear up, then half a cosine to 0.
 
-        factor = p / warmup                                   for p < warmup
-        factor = (1 + cos(pi (p - warmup) / (1 - warmup))) / 2  after it
+        Of a cycle with peak P, at its own progress p in 0..1:
+        factor = P p / warmup                                         for p < warmup
+        factor = P (1 + cos(pi (p - warmup) / (1 - warmup))) / 2      after it
+        Source: the restarts of Loshchilov & Hutter 2017. Introduced in notebook 01.
         """
-        if progress < self.warmup:
-            return progress / self.warmup
-        return 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
+        for count, peak in self.whole_cycles():
+            p = epoch / count
+            if p < self.warmup:
+                return peak * p / self.warmup
+            if p < 1:
+                return 0.5 * peak * (1 + math.cos(math.pi * (p - self.warmup) / (1 - self.warmup)))
+            epoch -= count
+        return 0.0
+
+    def whole_cycles(self) -> tuple[tuple[int, float], ...]:
+        """The cycles; one of everything where none are named."""
+        return self.cycles or ((self.epochs, 1.0),)
+
+    def extends(self, other: "Recipe") -> bool:
+        """Whether this recipe begins with all of `other` and only adds cycles after it, or nothing."""
+        known, same = other.whole_cycles(), replace(self, stages=other.stages, cycles=other.cycles)
+        sides = [[recipe.resolution(epoch) for epoch in range(other.epochs)] for recipe in (self, other)]
+        return same == other and sides[0] == sides[1] and self.whole_cycles()[: len(known)] == known
 
 
 def load_recipe(name_or_path: str) -> Recipe:
@@ -97,4 +117,10 @@ def recipe_of(name: str, settings: dict[str, Any]) -> Recipe:
     if unknown:
         raise ConfigError(f"{name}.toml has settings that are not known: {', '.join(sorted(unknown))}")
     stages = tuple((int(count), int(side)) for count, side in settings["stages"])
-    return Recipe(name=name, **{**settings, "stages": stages})
+    cycles = tuple((int(count), float(peak)) for count, peak in settings.get("cycles", ()))
+    recipe = Recipe(name=name, **{**settings, "stages": stages, "cycles": cycles})
+    if sum(count for count, _ in recipe.whole_cycles()) != recipe.epochs:
+        raise ConfigError(
+            f"{name}.toml: the cycles must have as many epochs in all as the stages, {recipe.epochs}"
+        )
+    return recipe

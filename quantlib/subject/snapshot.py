@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from quantlib.errors import QuantlibError, TrainingError
 from quantlib.subject.checkpoints import ROOT
 from quantlib.subject.files import replace_atomically
-from quantlib.subject.recipe import Recipe, load_recipe
+from quantlib.subject.recipe import Recipe, load_recipe, recipe_of
 
 if TYPE_CHECKING:
     from quantlib.subject.training import Trainer
@@ -56,7 +56,7 @@ def save_snapshot(folder: Path, path: Path) -> dict[str, Any]:
 def load_snapshot(trainer: "Trainer", path: Path) -> None:
     """Let a fresh trainer go on from a snapshot; one that already has steps of its own keeps them.
 
-    Raises TrainingError for a damaged file or one of another recipe.
+    Raises TrainingError for a damaged file, or one of a recipe that the trainer's does not extend.
     """
     if trainer.step or not path.exists():
         return
@@ -65,7 +65,8 @@ def load_snapshot(trainer: "Trainer", path: Path) -> None:
             known, weights = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise TrainingError(f"{path} is damaged ({error}); restore it with `git checkout {path}`") from error
-    if known["recipe"] != _recipe_text(trainer.recipe):
+    settings = json.loads(known["recipe"])
+    if not trainer.recipe.extends(recipe_of(settings.pop("name"), settings)):
         raise TrainingError(f"{path} belongs to another recipe; remove it to start from the beginning")
     trainer.model.load_state_dict(weights)
     trainer.average.model.load_state_dict(weights)

@@ -78,7 +78,7 @@ def load_best(model: nn.Module, folder: Path, file: str = "best.pt") -> nn.Modul
 
 
 def load_state(trainer: "Trainer") -> None:
-    """Go on from the saved state, if there is one and it belongs to the same recipe."""
+    """Go on from the saved state, if there is one, of the same recipe or of one that this one extends."""
     path = trainer.folder / "state.pt"
     if not path.exists():
         return
@@ -88,7 +88,7 @@ def load_state(trainer: "Trainer") -> None:
         raise TrainingError(
             f"{path} cannot be read ({error}); move it away to start from the beginning"
         ) from error
-    if state["recipe"] != trainer.recipe:
+    if not trainer.recipe.extends(state["recipe"]):
         raise TrainingError(
             f"{path} belongs to another recipe; give --folder, or move it away to start again"
         )

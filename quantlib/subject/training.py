@@ -105,7 +105,7 @@ class Trainer:
         loss = self.hooks.loss(self, logits.float(), x, y)
         loss.backward()
         self.hooks.before_step(self)
-        self.optimizers.step(self.recipe.rate_factor(self.step / self.total_steps))
+        self.optimizers.step(self.recipe.rate_factor(self.step / self.steps_per_epoch))
         self.hooks.after_step(self)
         self.average.update(self.model)
         self.step += 1
@@ -167,7 +167,7 @@ class Trainer:
         result = evaluate(self.average.model, self.validation, device=str(self.device))
         row = {
             "step": self.step, "epoch": epoch + 1, "resolution": self.recipe.resolution(epoch),
-            "lr": self.recipe.learning_rate * self.recipe.rate_factor((self.step - 1) / self.total_steps),
+            "lr": self.recipe.learning_rate * self.recipe.rate_factor((self.step - 1) / self.steps_per_epoch),
             "loss": loss,
             "validation_accuracy": result.accuracy, "seconds": self.seconds,
         }  # fmt: skip

@@ -95,9 +95,36 @@ def test_the_command_keeps_its_state_where_make_clean_does_not_look(tmp_path: Pa
     assert kept == {"state.pt", "best.pt", "log.csv"} and not (tmp_path / "build").exists()
 
 
-def test_one_cycle_by_hand() -> None:
-    recipe = Recipe(name="x", model="resnet20", stages=((1, 32),), warmup=0.2)
-    assert [recipe.rate_factor(p) for p in (0.0, 0.1, 0.2, 0.6, 1.0)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+def test_cycles_by_hand() -> None:
+    recipe = Recipe(name="x", model="resnet20", stages=((10, 32),), warmup=0.2)
+    assert [recipe.rate_factor(e) for e in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+    two = replace(recipe, stages=((8, 16), (7, 32)), cycles=((10, 1.0), (5, 0.3)))
+    assert [two.rate_factor(e) for e in (6, 10, 10.5, 11, 13)] == pytest.approx([0.5, 0, 0.15, 0.3, 0.15])
+
+
+def test_a_finished_run_goes_on_when_its_recipe_gets_another_cycle(tmp_path: Path) -> None:
+    longer = replace(TINY, stages=((1, 16), (2, 32)), cycles=((2, 1.0), (1, 0.5)))
+    trainer(tmp_path / "parts").run()
+    second = trainer(tmp_path / "parts", longer)
+    assert second.step == 2 * second.steps_per_epoch
+    second.run()
+    whole = trainer(tmp_path / "whole", longer)
+    whole.run()
+    assert torch.equal(weights(whole.model), weights(second.model))
+    assert torch.equal(weights(whole.average.model), weights(second.average.model))
+    columns = [[line.split(",")[:6] for line in (tmp_path / run / "log.csv").read_text().splitlines()]
+               for run in ("whole", "parts")]  # fmt: skip
+    assert columns[0] == columns[1] and len(columns[0]) == 4
+
+
+@pytest.mark.parametrize("other", [
+    replace(TINY, seed=1, stages=((1, 16), (2, 32)), cycles=((2, 1.0), (1, 0.5))),
+    replace(TINY, stages=((2, 16), (1, 32)), cycles=((2, 1.0), (1, 0.5))),
+    replace(TINY, stages=((1, 16), (2, 32)), cycles=((2, 0.9), (1, 0.5))),
+    replace(TINY, stages=((1, 16), (2, 32))),
+])  # fmt: skip
+def test_what_differs_from_the_start_extends_nothing(other: Recipe) -> None:
+    assert not other.extends(TINY) and TINY.extends(TINY)
 
 
 def test_recipes_are_read_and_unknown_ones_refused(tmp_path: Path) -> None:
@@ -107,6 +134,9 @@ def test_recipes_are_read_and_unknown_ones_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('model = "resnet20"\nstages = [[1, 32]]\nmomentun = 0.9\n')
     with pytest.raises(ConfigError, match="momentun"):
+        load_recipe(str(path))
+    path.write_text('model = "resnet20"\nstages = [[3, 32]]\ncycles = [[2, 1.0], [2, 0.3]]\n')
+    with pytest.raises(ConfigError, match="as many epochs in all as the stages, 3"):
         load_recipe(str(path))
 
 
