@@ -10,6 +10,7 @@ import pandas as pd
 from quantlib.study import results
 from quantlib.study.manifest import Course, Notebook
 from quantlib.study.process import read_record
+from quantlib.study.scoreboard import ledger
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto;
@@ -33,7 +34,7 @@ def write(course: Course, profile: str, seconds: float, status: Mapping[str, str
         notebooks(course, folder, profile, records, status),
         failures(course, records),
         headlines(course.root, profile),
-        ledger(course, profile),
+        claims(course, profile),
         environment(),
     ]
     page = folder / "index.html"
@@ -84,20 +85,14 @@ def headlines(root: Path, profile: str) -> str:
     return "<h2>Headline figures</h2>" + table(["name", *(f"{p} run" for p in frames)], rows)
 
 
-def ledger(course: Course, profile: str) -> str:
+def claims(course: Course, profile: str) -> str:
     """The claims settled by this profile's runs."""
-    rows = []
-    for nb in course.notebooks:
-        frame = _read(results.folder(profile, course.root) / f"claims_{nb.number}.csv")
-        if frame is not None:
-            rows += [
-                [escape(str(text)), escape(str(verdict)), escape(str(evidence)), nb.number]
-                for _, text, verdict, evidence in frame[["id", "text", "verdict", "evidence"]].itertuples(
-                    index=False
-                )
-            ]
-    if not rows:
+    lines = ledger(course, profile)
+    columns = ["text", "verdict", "evidence", "notebook"]
+    settled = lines.loc[lines["verdict"] != "open", columns] if len(lines) else lines
+    if settled.empty:
         return ""
+    rows = [[escape(str(cell)) for cell in line] for line in settled.itertuples(index=False)]
     return "<h2>Claims</h2>" + table(["claim", "verdict", "evidence", "notebook"], rows)
 
 

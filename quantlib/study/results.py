@@ -105,7 +105,7 @@ def load(experiment: str, profile: str = "full", root: Path | None = None) -> pd
     Raises StudyError, naming the command that makes it, when it is not recorded.
     """
     base = root or find_root()
-    path = _kept(profile, base) / f"{experiment}.csv"
+    path = kept_in(profile, base) / f"{experiment}.csv"
     if not path.is_file():
         number = experiment.split("_")[0]
         command = f"make study PROFILE={profile} ONLY={number}"
@@ -208,14 +208,14 @@ def load_predictions(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The (predictions, labels) kept under a name such as "07_w8a8"; StudyError when there are none."""
     base = root or find_root()
-    path = _kept(profile, base) / "predictions" / f"{name}.npz"
+    path = kept_in(profile, base) / "predictions" / f"{name}.npz"
     if not path.is_file():
         raise StudyError(f"{path.relative_to(base)} is not there; a {profile} run of its notebook makes it.")
     with np.load(path) as stored:
         return stored["predictions"].astype(np.int64), stored["labels"].astype(np.int64)
 
 
-def _kept(profile: str, base: Path) -> Path:
+def kept_in(profile: str, base: Path) -> Path:
     """Where results are read from: full ones from results/, wherever this run writes."""
     return base / "results" if profile == "full" else folder(profile, base)
 

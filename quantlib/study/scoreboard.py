@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from quantlib.study import results
 from quantlib.study.manifest import Course, find_root
 from quantlib.study.session import Session
 from quantlib.subject.benchmark import Timing, ratio
@@ -88,11 +89,11 @@ def predictions_made(root: Path | None = None) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
 
-def ledger(course: Course) -> pd.DataFrame:
-    """One line a claim: text, verdict ("open" until its notebook's full run), evidence, what is published."""
+def ledger(course: Course, profile: str = "full") -> pd.DataFrame:
+    """One line a claim: text, verdict ("open" until its notebook ran), evidence, what is published."""
     lines = []
     for claim in course.claims:
-        path = course.root / "results" / f"claims_{claim.notebook}.csv"
+        path = results.kept_in(profile, course.root) / f"claims_{claim.notebook}.csv"
         found = pd.read_csv(path).set_index("id") if path.is_file() else pd.DataFrame()
         settled = claim.id in found.index
         verdict, evidence = found.loc[claim.id, ["verdict", "evidence"]] if settled else ("open", "")
