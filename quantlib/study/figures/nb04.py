@@ -23,9 +23,10 @@ def gain(layers: pd.DataFrame) -> Figure:
     ax.axhline(BIT, color="0.5", linewidth=1, linestyle="--")
     ax.annotate("one bit, 6.02 dB", (len(gained), BIT), xytext=(0, 9), textcoords="offset points",
                 ha="right", color="0.4", fontsize=8)  # fmt: skip
+    above = gained.loc[~gained["one_sided"], "gain"].max() + 0.35
     for one_sided, method, name, spot in (
         (True, "unsigned", "behind a ReLU: zero point 0", 5.2),
-        (False, "affine", "both signs: a true zero point", 2.4),
+        (False, "affine", "both signs: a true zero point", min(above, 4.6)),
     ):
         part = gained[gained["one_sided"] == one_sided]
         face = plots.look(method)
