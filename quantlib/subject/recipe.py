@@ -3,6 +3,7 @@
 import math
 import tomllib
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,15 @@ RECIPES = Path(__file__).parent / "recipes"
 class Recipe:
     """Settings of one training run; `stages` holds [epochs, resolution] pairs in order.
 
-    `cycles`: [epochs, peak as a share of the rates] pairs in order, as many epochs in all; without them one
-    cycle of everything. `start` names the checkpoint whose weights training starts from; without it they
-    are random.
+    A third number in a stage is its own `cutout`. `cycles`: [epochs, peak as a share of the rates] pairs in
+    order, as many epochs in all; without them one cycle of everything. `start` names the checkpoint whose
+    weights training starts from; without it they are random.
     Introduced in notebook 01.
     """
 
     name: str
     model: str
-    stages: tuple[tuple[int, int], ...]
+    stages: tuple[tuple[int, ...], ...]
     seed: int = 0
     batch_size: int = 128
     optimizer: str = "sgd"
@@ -45,7 +46,7 @@ class Recipe:
     @property
     def epochs(self) -> int:
         """The number of epochs of all stages together."""
-        return sum(count for count, _ in self.stages)
+        return sum(stage[0] for stage in self.stages)
 
     @property
     def folder(self) -> Path:
@@ -55,13 +56,16 @@ class Recipe:
         """
         return cache_folder() / "training" / self.name
 
+    def stage(self, epoch: int) -> tuple[int, int]:
+        """Pixels a side of the images, and of the square cut out of them, in one epoch counted from zero."""
+        ends = accumulate(stage[0] for stage in self.stages)
+        every = zip(self.stages, ends, strict=True)
+        now = next((stage for stage, end in every if epoch < end), self.stages[-1])
+        return now[1], now[2] if len(now) > 2 else self.cutout
+
     def resolution(self, epoch: int) -> int:
-        """The image side in pixels of one epoch, counted from zero."""
-        for count, side in self.stages:
-            if epoch < count:
-                return side
-            epoch -= count
-        return self.stages[-1][1]
+        """The image side in pixels of one epoch, counted from zero; after the last stage as in it."""
+        return self.stage(epoch)[0]
 
     def rate_factor(self, epoch: float) -> float:
         """The share of the peak rate after `epoch` epochs: in each cycle linear up, then half a cosine to 0.
@@ -87,8 +91,8 @@ class Recipe:
     def extends(self, other: "Recipe") -> bool:
         """Whether this recipe begins with all of `other` and only adds cycles after it, or nothing."""
         known, same = other.whole_cycles(), replace(self, stages=other.stages, cycles=other.cycles)
-        sides = [[recipe.resolution(epoch) for epoch in range(other.epochs)] for recipe in (self, other)]
-        return same == other and sides[0] == sides[1] and self.whole_cycles()[: len(known)] == known
+        stages = [[recipe.stage(epoch) for epoch in range(other.epochs)] for recipe in (self, other)]
+        return same == other and stages[0] == stages[1] and self.whole_cycles()[: len(known)] == known
 
 
 def load_recipe(name_or_path: str) -> Recipe:
@@ -116,7 +120,7 @@ def recipe_of(name: str, settings: dict[str, Any]) -> Recipe:
     unknown = set(settings) - {field.name for field in fields(Recipe)}
     if unknown:
         raise ConfigError(f"{name}.toml has settings that are not known: {', '.join(sorted(unknown))}")
-    stages = tuple((int(count), int(side)) for count, side in settings["stages"])
+    stages = tuple(tuple(int(number) for number in stage) for stage in settings["stages"])
     cycles = tuple((int(count), float(peak)) for count, peak in settings.get("cycles", ()))
     recipe = Recipe(name=name, **{**settings, "stages": stages, "cycles": cycles})
     if sum(count for count, _ in recipe.whole_cycles()) != recipe.epochs:

@@ -90,11 +90,9 @@ class Trainer:
         order = np.random.default_rng([seed, epoch]).permutation(len(self.labels))
         share = order[place * size : (place + 1) * size][self.rank :: self.world]
         self.chosen = chosen = torch.from_numpy(share).to(self.device)
-        x = data.normalize(self.pixels[chosen])
-        x = augment(
-            x, np.random.default_rng([seed, epoch, place, self.rank]), self.recipe.crop, self.recipe.cutout
-        )
-        x = resize(x, self.recipe.resolution(epoch)).contiguous(memory_format=torch.channels_last)
+        x, (side, hole) = data.normalize(self.pixels[chosen]), self.recipe.stage(epoch)
+        x = augment(x, np.random.default_rng([seed, epoch, place, self.rank]), self.recipe.crop, hole)
+        x = resize(x, side).contiguous(memory_format=torch.channels_last)
         return x, self.labels[chosen]
 
     def train_step(self) -> Tensor:

@@ -102,6 +102,15 @@ def test_cycles_by_hand() -> None:
     assert [two.rate_factor(e) for e in (6, 10, 10.5, 11, 13)] == pytest.approx([0.5, 0, 0.15, 0.3, 0.15])
 
 
+def test_a_stage_may_cut_out_another_square(tmp_path: Path) -> None:
+    recipe = replace(TINY, stages=((1, 16), (1, 32), (1, 32, 12)))
+    assert [recipe.stage(epoch) for epoch in (0, 1, 2, 3)] == [(16, 0), (32, 0), (32, 12), (32, 12)]
+    run = trainer(tmp_path, recipe)
+    images = [run.batch(epoch * run.steps_per_epoch)[0] for epoch in (1, 2)]
+    black = [(x == 0).all(1).float().mean().item() for x in images]
+    assert black[0] < 0.01 and 0.05 < black[1] <= 144 / 1024
+
+
 def test_a_finished_run_goes_on_when_its_recipe_gets_another_cycle(tmp_path: Path) -> None:
     longer = replace(TINY, stages=((1, 16), (2, 32)), cycles=((2, 1.0), (1, 0.5)))
     trainer(tmp_path / "parts").run()
@@ -122,6 +131,7 @@ def test_a_finished_run_goes_on_when_its_recipe_gets_another_cycle(tmp_path: Pat
     replace(TINY, stages=((2, 16), (1, 32)), cycles=((2, 1.0), (1, 0.5))),
     replace(TINY, stages=((1, 16), (2, 32)), cycles=((2, 0.9), (1, 0.5))),
     replace(TINY, stages=((1, 16), (2, 32))),
+    replace(TINY, stages=((1, 16), (1, 32, 8), (1, 32)), cycles=((2, 1.0), (1, 0.5))),
 ])  # fmt: skip
 def test_what_differs_from_the_start_extends_nothing(other: Recipe) -> None:
     assert not other.extends(TINY) and TINY.extends(TINY)
