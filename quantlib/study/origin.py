@@ -2,17 +2,21 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-from quantlib.errors import CheckpointError, StudyError
+from quantlib.errors import StudyError
 from quantlib.study.manifest import find_root
-from quantlib.subject.checkpoints import checkpoint_info
+from quantlib.subject.checkpoints import checkpoint_index, find_entry
 
 
-def changed_since(experiment: str, root: Path | None = None) -> tuple[str, ...]:
+def changed_since(
+    experiment: str, root: Path | None = None, index: dict[str, Any] | None = None
+) -> tuple[str, ...]:
     """Names of the checkpoints that a recorded experiment read and that have other weights now, or none.
 
-    Compares the sha256 in results/<experiment>.json with checkpoints/index.json. An experiment that is not
-    recorded has none. Raises StudyError when the JSON is damaged. Introduced in notebook 19.
+    Compares the sha256 in results/<experiment>.json with checkpoints/index.json (`index`: it, where the
+    caller has read it). An experiment that is not recorded has none. Raises StudyError when the JSON is
+    damaged. Introduced in notebook 19.
     """
     path = (root or find_root()) / "results" / f"{experiment}.json"
     if not path.is_file():
@@ -21,19 +25,15 @@ def changed_since(experiment: str, root: Path | None = None) -> tuple[str, ...]:
         read = json.loads(path.read_text()).get("checkpoints", {})  # a training log read none
     except json.JSONDecodeError as error:
         raise StudyError(f"results/{path.name} is damaged ({error}); restore it from git.") from error
-    return tuple(name for name, digest in read.items() if digest != _sha256_now(name))
+    now = checkpoint_index() if index is None else index
+    return tuple(
+        name for name, digest in read.items() if (find_entry(now, name) or {}).get("sha256") != digest
+    )
 
 
 def outdated(root: Path | None = None) -> dict[str, tuple[str, ...]]:
     """Every recorded experiment that was measured on other weights than checkpoints/ holds, and which."""
-    base = root or find_root()
+    base, index = root or find_root(), checkpoint_index()
     names = [path.stem for path in sorted((base / "results").glob("[0-9][0-9]_*.json"))]
-    found = {name: changed_since(name, base) for name in names}
+    found = {name: changed_since(name, base, index) for name in names}
     return {name: changed for name, changed in found.items() if changed}
-
-
-def _sha256_now(name: str) -> str | None:
-    try:
-        return str(checkpoint_info(name)["sha256"])
-    except CheckpointError:
-        return None

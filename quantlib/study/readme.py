@@ -4,10 +4,9 @@ A block is everything between `<!-- generated: NAME -->` and `<!-- end -->`; NAM
 """
 
 import argparse
-import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -17,19 +16,21 @@ from quantlib.study.manifest import Course, course
 from quantlib.study.origin import outdated
 from quantlib.study.results import HEADLINE_COLUMNS, write_atomic
 from quantlib.study.scoreboard import ledger
+from quantlib.subject.checkpoints import checkpoint_index
 
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 """A generated block, its name and its content."""
 EARLIER = " (earlier weights)"
 """What marks a figure that was measured on other weights than checkpoints/ holds now."""
+Old = Collection[str]
+"""The experiments that `outdated` names: every block gets them, the table of notebooks needs none."""
 
 
-def headline_table(loaded: Course) -> str:
+def headline_table(loaded: Course, old: Old) -> str:
     """The headline figures with interval and n, in the order of results/headline.csv."""
     known = _headlines(loaded)
     if known.empty:
         return "Nothing is recorded yet; `make study PROFILE=full` makes it."
-    old = outdated(loaded.root)
     lines = ["| figure | value | 95 % interval | n | from |", "|---|---:|---:|---:|---|"]
     for entry in known.to_dict("records"):
         interval = "" if pd.isna(entry["low"]) else f"{entry['low']:.4g} to {entry['high']:.4g}"
@@ -48,9 +49,9 @@ def _headlines(loaded: Course) -> pd.DataFrame:
     return pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=list(HEADLINE_COLUMNS))
 
 
-def published_table(loaded: Course) -> str:
+def published_table(loaded: Course, old: Old) -> str:
     """What others have published, beside our headline figure with its interval."""
-    known, old = _headlines(loaded).set_index("name"), outdated(loaded.root)
+    known = _headlines(loaded).set_index("name")
     head = ["", "published", "by", "here"]
     lines = [_line(head), "|---|---|---|---:|"]
     for entry in loaded.published:
@@ -63,7 +64,7 @@ def published_table(loaded: Course) -> str:
     return "\n".join(lines)
 
 
-def notebook_table(loaded: Course) -> str:
+def notebook_table(loaded: Course, _: Old) -> str:
     """The index of the notebooks: number, title with link, question, minutes."""
     names = list(loaded.profiles)
     lines = [
@@ -80,17 +81,16 @@ def notebook_table(loaded: Course) -> str:
     return "\n".join(lines)
 
 
-def claims_table(loaded: Course, published: bool = False) -> str:
-    """The ledger: every claim with verdict and evidence from results/, and what others have `published`."""
-    head = ["the field says", "verdict", "measured", *(["published"] if published else []), "notebook"]
+def claims_table(loaded: Course, old: Old) -> str:
+    """The ledger: every claim with verdict and evidence from results/."""
+    head = ["the field says", "verdict", "measured", "notebook"]
     lines = [_line(head), "|" + "---|" * len(head)]
-    old = {experiment[:2] for experiment in outdated(loaded.root)}
+    waiting = {experiment[:2] for experiment in old}
     for claim in ledger(loaded).to_dict("records"):
-        others = [claim["published"] or "we found none"] if published else []
         verdict = claim["verdict"]
-        if verdict != "open" and claim["notebook"] in old:
+        if verdict != "open" and claim["notebook"] in waiting:
             verdict += EARLIER
-        lines.append(_line([claim["text"], verdict, claim["evidence"], *others, claim["notebook"]]))
+        lines.append(_line([claim["text"], verdict, claim["evidence"], claim["notebook"]]))
     return "\n".join(lines)
 
 
@@ -98,19 +98,17 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def weights_paragraph(loaded: Course) -> str:
+def weights_paragraph(_: Course, old: Old) -> str:
     """The checkpoints that are shipped with their accuracy, and what still waits for a run on them."""
-    path = loaded.root / "checkpoints" / "index.json"
-    index = json.loads(path.read_text()) if path.is_file() else {}
     lines = []
-    for entry in index.values():
+    for entry in checkpoint_index().values():
         found = entry["metrics"]
         lines.append(
             f"- `{entry['file']}`, {entry['bytes'] / 1e6:.2f} MB: {found['test_accuracy']:.2f} "
             f"[{found['test_low']:.2f}, {found['test_high']:.2f}] on {found['test_n']:,} test images"
             + (f"; a {entry['status']}" if entry.get("status") else "")
         )
-    waiting = sorted({experiment[:2] for experiment in outdated(loaded.root)})
+    waiting = sorted({experiment[:2] for experiment in old})
     if waiting:
         lines.append(
             f"\nWhat notebooks {', '.join(waiting)} recorded was measured on earlier weights and waits for a "
@@ -119,7 +117,7 @@ def weights_paragraph(loaded: Course) -> str:
     return "\n".join(lines) or "None yet; `make train` makes them."
 
 
-BLOCKS: dict[str, Callable[[Course], str]] = {
+BLOCKS: dict[str, Callable[[Course, Old], str]] = {
     "headline": headline_table,
     "weights": weights_paragraph,
     "published": published_table,
@@ -131,13 +129,14 @@ BLOCKS: dict[str, Callable[[Course], str]] = {
 
 def fill(text: str, loaded: Course) -> str:
     """The text with every generated block made anew; StudyError for a block that nothing makes."""
+    old = outdated(loaded.root)
 
     def block(match: re.Match[str]) -> str:
         if match[2] not in BLOCKS:
             raise StudyError(
                 f"README.md asks for {match[2]!r}; the generated blocks are {', '.join(BLOCKS)}."
             )
-        return f"{match[1]}{BLOCKS[match[2]](loaded)}\n{match[4]}"
+        return f"{match[1]}{BLOCKS[match[2]](loaded, old)}\n{match[4]}"
 
     return BLOCK.sub(block, text)
 

@@ -20,8 +20,12 @@ ROOT = Path(os.environ.get("QUANTLIB_CHECKPOINTS", Path(__file__).parents[2] / "
 """The folder of the checkpoints: QUANTLIB_CHECKPOINTS, else checkpoints/ beside the library."""
 
 
-def _index(root: Path) -> dict[str, Any]:
-    path = root / "index.json"
+def checkpoint_index(root: Path | None = None) -> dict[str, Any]:
+    """Return every entry of checkpoints/index.json by name, none where there is no index.
+
+    Raises CheckpointError when the index is damaged. Introduced in notebook 01.
+    """
+    path = (root or ROOT) / "index.json"
     if not path.exists():
         return {}
     try:
@@ -44,9 +48,9 @@ def checkpoint_info(name: str, root: Path | None = None) -> dict[str, Any]:
     `resnet50` is short for `resnet50_cifar10`, and so for all. Raises CheckpointError that names the command
     which makes a missing one.
     """
-    index = _index(root or ROOT)
-    name = name if name in index else f"{name.removesuffix('_cifar10')}_cifar10"
-    if name not in index:
+    index = checkpoint_index(root)
+    entry = find_entry(index, name)
+    if entry is None:
         known = ", ".join(sorted(index)) or "none yet"
         model = name.removesuffix("_cifar10")
         hint = "check the name"
@@ -55,7 +59,12 @@ def checkpoint_info(name: str, root: Path | None = None) -> dict[str, Any]:
         elif (RECIPES / f"{model}.toml").exists():
             hint = f"the first lines of quantlib/subject/recipes/{model}.toml say how it is made"
         raise CheckpointError(f"there is no checkpoint {name!r} (known: {known}); {hint}")
-    return index[name]
+    return entry
+
+
+def find_entry(index: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """Return the entry of a checkpoint by its full or its short name, or None."""
+    return index.get(name) or index.get(f"{name}_cifar10")
 
 
 def load_checkpoint(name: str, root: Path | None = None, network: nn.Module | None = None) -> nn.Module:
@@ -110,7 +119,7 @@ def save_checkpoint(model: nn.Module, name: str, info: dict[str, Any], root: Pat
     about = json.dumps({"model": info["model"], "name": name}, sort_keys=True)
     with replace_atomically(path) as aside:
         save_file(state, aside, metadata={"quantlib": about})
-    index = _index(folder)
+    index = checkpoint_index(folder)
     index[name] = {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size} | info
     write_atomically(folder / "index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
     return path

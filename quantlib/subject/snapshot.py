@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from quantlib.errors import QuantlibError, TrainingError
+from quantlib.errors import ConfigError, QuantlibError, TrainingError
 from quantlib.subject.checkpoints import ROOT
 from quantlib.subject.files import replace_atomically
 from quantlib.subject.recipe import Recipe, load_recipe, recipe_of
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 def snapshot_path(recipe: Recipe) -> Path:
     """Where the snapshot of a recipe lies."""
     return ROOT / "training" / f"{recipe.name}.safetensors"
-
-
-def _recipe_text(recipe: Recipe) -> str:
-    return json.dumps(asdict(recipe), sort_keys=True)
 
 
 def save_snapshot(folder: Path, path: Path) -> dict[str, Any]:
@@ -47,7 +43,8 @@ def save_snapshot(folder: Path, path: Path) -> dict[str, Any]:
     text = log.read_text() if log.exists() else ""
     facts = {"step": state["step"], "seconds": state["seconds"]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"recipe": _recipe_text(state["recipe"]), "facts": json.dumps(facts), "log": text}
+    recipe = json.dumps(asdict(state["recipe"]), sort_keys=True)
+    metadata = {"recipe": recipe, "facts": json.dumps(facts), "log": text}
     with replace_atomically(path) as aside:
         save_file({k: v.contiguous() for k, v in weights.items()}, aside, metadata=metadata)
     return {**facts, "epochs": max(0, len(text.splitlines()) - 1)}
@@ -65,8 +62,7 @@ def load_snapshot(trainer: "Trainer", path: Path) -> None:
             known, weights = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise TrainingError(f"{path} is damaged ({error}); restore it with `git checkout {path}`") from error
-    settings = json.loads(known["recipe"])
-    if not trainer.recipe.extends(recipe_of(settings.pop("name"), settings)):
+    if not _goes_on(trainer.recipe, json.loads(known["recipe"])):
         raise TrainingError(f"{path} belongs to another recipe; remove it to start from the beginning")
     trainer.model.load_state_dict(weights)
     trainer.average.model.load_state_dict(weights)
@@ -74,6 +70,14 @@ def load_snapshot(trainer: "Trainer", path: Path) -> None:
     trainer.step, trainer.seconds = facts["step"], facts["seconds"]
     if known["log"]:
         trainer.log.path.write_text(known["log"])
+
+
+def _goes_on(recipe: Recipe, stored: dict[str, Any]) -> bool:
+    """Whether a recipe extends the one of a snapshot, whose settings another version may have written."""
+    try:
+        return recipe.extends(recipe_of(stored.pop("name"), stored))
+    except ConfigError:
+        return False
 
 
 def main(argv: list[str] | None = None) -> int:

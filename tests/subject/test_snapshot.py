@@ -1,6 +1,6 @@
 """A snapshot carries a run to another machine: weights, place, log; what does not fit is refused."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -56,11 +56,16 @@ def test_a_run_with_steps_of_its_own_keeps_them(stopped, tmp_path):
     assert stopped.step == 4 and torch.equal(before, stopped.model.fc.weight)
 
 
-def test_what_does_not_fit_is_refused(stopped, tmp_path):
+def test_what_does_not_fit_is_refused(stopped, tmp_path, monkeypatch):
     path = tmp_path / "snapshot.safetensors"
     save_snapshot(tmp_path / "here", path)
     with pytest.raises(TrainingError, match="another recipe"):
         load_snapshot(trainer(tmp_path / "a", replace(TINY, seed=1)), path)
+    other = asdict(TINY) | {"a_setting_of_tomorrow": 1}
+    monkeypatch.setattr(snapshot, "asdict", lambda recipe: other)
+    save_snapshot(tmp_path / "here", path)
+    with pytest.raises(TrainingError, match="another recipe"):
+        load_snapshot(trainer(tmp_path / "c"), path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(TrainingError, match="damaged"):
         load_snapshot(trainer(tmp_path / "b"), path)
