@@ -16,12 +16,13 @@ from torch import fx
 from quantlib.quantization.equalization import equalize, unbalance
 from quantlib.quantization.low_bits import Counts, counts, low_bit_qconfig
 from quantlib.quantization.qconfig import QConfig, Scheme, check_name
-from quantlib.quantization.reconstruction import Recipe, Report, Store, correct_bias, reconstruct
+from quantlib.quantization.reconstruction import LONG, Recipe, Report, Store, correct_bias, reconstruct
 from quantlib.quantization.workflow import Prepared, calibrate, convert, prepare
 from quantlib.study import ptq
 from quantlib.study.ptq import split_images
 from quantlib.study.sweep import Setting, code_digest
 from quantlib.subject.allocator import keep_freed_memory
+from quantlib.subject.benchmark import bfloat16_is_fast
 from quantlib.subject.data import Images, batches
 from quantlib.subject.evaluation import Evaluation, classes, evaluate, predictions_of
 from quantlib.subject.layout import cache_folder
@@ -150,7 +151,8 @@ class Rescue:
         began = time.perf_counter()
         shown = [x for x, _ in batches(self._calibration(chosen))]
         if method.recipe is not None:
-            recipe = Recipe(iterations=chosen["iterations"], batch_size=self.batch_size, **method.recipe)
+            length = {"iterations": chosen["iterations"], "batch_size": self.batch_size}
+            recipe = Recipe(**length, dtype=_dtype(chosen), **method.recipe)
             store = Store(cache_folder() / "rescue" / self.digest(chosen))
             found = reconstruct(prepared, shown, recipe, chosen["kind"], chosen["draw"], store, self.only)
             prepared, learning, reports = found.prepared, found.minutes, found.reports
@@ -192,10 +194,15 @@ class Rescue:
         said = {
             "setting": {name: chosen[name] for name in RESCUE}, "recipe": str(METHODS[chosen["rescue"]]),
             "images": self._calibration(chosen).md5, "weights": weights.hexdigest(), "ratios": self.ratios,
-            "batch_size": self.batch_size, "only": self.only,
+            "batch_size": self.batch_size, "only": self.only, "dtype": str(_dtype(chosen)),
             "code": code_digest(("quantization/reconstruction", "quantization/observers")),
         }  # fmt: skip
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def _dtype(chosen: Setting) -> torch.dtype:
+    """In what the convolutions of a learning unit run: a short run is the same on every machine."""
+    return torch.bfloat16 if chosen["iterations"] >= LONG and bfloat16_is_fast() else torch.float32
 
 
 @lru_cache(maxsize=4)

@@ -1,5 +1,6 @@
 """Reconstruction against torch's autograd, finite differences, every rounding, and the converted network."""
 
+from dataclasses import replace
 from functools import partial
 from itertools import product
 
@@ -14,6 +15,7 @@ from quantlib.quantization.affine import QParams, dequantize, fake_quantize, qua
 from quantlib.quantization.graph import fuse
 from quantlib.quantization.qconfig import QConfig, Scheme
 from quantlib.quantization.reconstruction import (
+    LONG,
     LearnedRange,
     LowBitNetwork,
     Recipe,
@@ -24,7 +26,7 @@ from quantlib.quantization.reconstruction import (
     reconstruct,
     rectified_sigmoid,
 )
-from quantlib.quantization.reconstruction.ranges import spared
+from quantlib.quantization.reconstruction.ranges import dropped
 from quantlib.quantization.reconstruction.units import pieces
 from quantlib.quantization.workflow import calibrate, convert, prepare
 from quantlib.subject.models import build
@@ -201,8 +203,8 @@ def test_dropping_leaves_about_that_share_alone():
     assert not torch.equal(learned(x), y)  # drawn anew
     y.square().sum().backward()
     assert (x.grad[alone] != 0).all()
-    mask = spared(x, 0.5, np.random.default_rng(0))
-    assert mask.shape == x.shape and mask.float().mean() == pytest.approx(0.5, abs=0.02)
+    drawn, below = dropped(x, 0.5, np.random.default_rng(0))
+    assert drawn.shape == (x.numel(),) and (drawn < below).float().mean() == pytest.approx(0.5, abs=0.02)
 
 
 # The engine ---------------------------------------------------------------------------------------------
@@ -228,6 +230,20 @@ def test_less_error_than_nearest_rounding_in_every_way(granularity, kind):
     for name, tensor in prepared.graph_module.state_dict().items():  # what it was given stays
         assert torch.equal(tensor, before[name])
     assert len(found.reports) == {"layer": 5, "block": 4, "network": 1}[granularity]
+
+
+def test_bfloat16_while_learning_compiled_or_not_is_about_as_good():
+    prepared, x = calibrated()
+    recipe = Recipe(drop=0.5, ranges=True, scales=True, iterations=LONG, batch_size=8, rate=0.05)
+    nearest = sum(report.error_before for report in reconstruct(prepared, [x], SHORT).reports)
+    errors = []
+    for each in (recipe, replace(recipe, dtype=torch.bfloat16)):
+        found = reconstruct(prepared, [x], each)
+        learned = found.prepared.graph_module.state_dict().values()
+        assert all(weight.dtype == torch.float32 for weight in learned)
+        errors.append(sum(report.error_after for report in found.reports))
+    assert errors[1] == pytest.approx(errors[0], rel=0.15)
+    assert max(errors) < 0.8 * nearest
 
 
 def test_the_result_has_the_learned_integers_in_every_kind():

@@ -1,7 +1,7 @@
 """Reconstruction: low-bit units learn the output of their float twins, from a few images without labels."""
 
 from quantlib.quantization.reconstruction.bias import correct_bias
-from quantlib.quantization.reconstruction.engine import Recipe, Reconstruction, Report, reconstruct
+from quantlib.quantization.reconstruction.engine import LONG, Recipe, Reconstruction, Report, reconstruct
 from quantlib.quantization.reconstruction.network import LowBitNetwork
 from quantlib.quantization.reconstruction.ranges import LearnedRange
 from quantlib.quantization.reconstruction.rounding import SoftRounding, rectified_sigmoid
@@ -9,6 +9,6 @@ from quantlib.quantization.reconstruction.store import Store
 from quantlib.quantization.reconstruction.units import Unit, blocks
 
 __all__ = [
-    "LearnedRange", "LowBitNetwork", "Recipe", "Reconstruction", "Report", "SoftRounding", "Store", "Unit",
-    "blocks", "correct_bias", "reconstruct", "rectified_sigmoid",
+    "LONG", "LearnedRange", "LowBitNetwork", "Recipe", "Reconstruction", "Report", "SoftRounding", "Store",
+    "Unit", "blocks", "correct_bias", "reconstruct", "rectified_sigmoid",
 ]  # fmt: skip

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from quantlib.errors import ConfigError
-from quantlib.quantization.reconstruction.engine import CHUNK, through
 from quantlib.quantization.reconstruction.network import LowBitNetwork
+from quantlib.quantization.reconstruction.passes import CHUNK, through
 from quantlib.quantization.reconstruction.units import Unit, blocks
 from quantlib.quantization.sites import site_name
 from quantlib.quantization.workflow import Prepared

@@ -12,19 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quantlib.errors import ConfigError, NonFiniteError
+from quantlib.errors import ConfigError
 from quantlib.progress import progress
 from quantlib.quantization.qconfig import check_name
 from quantlib.quantization.reconstruction.network import LowBitNetwork
-from quantlib.quantization.reconstruction.ranges import spared
+from quantlib.quantization.reconstruction.one_pass import compiling, flat
+from quantlib.quantization.reconstruction.passes import distance, error, loaded, through
+from quantlib.quantization.reconstruction.ranges import dropped, mixed
 from quantlib.quantization.reconstruction.rounding import SoftRounding
 from quantlib.quantization.reconstruction.store import Store
 from quantlib.quantization.reconstruction.units import GRANULARITIES, Unit, pieces, split
 from quantlib.quantization.sites import site_name
 from quantlib.quantization.workflow import Prepared
 
-CHUNK = 32
-"""Images that go through a unit together when nothing is trained."""
+LONG = 50
+"""Iterations of a unit that pay the compiler."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,9 @@ class Recipe:
     fall with a cosine. strength, warm_up, beta: the penalty on undecided weights, absent during the first
     share `warm_up`, then with an exponent that falls from beta[0] to beta[1]; AIMET's and BRECQ's constants.
     Their 20,000 iterations at rate 0.001 become 1,000 at 0.01 here: a rate of None goes with the number of
-    iterations, so that a short run gets about as far (see `rates`). Introduced in notebook 10.
+    iterations, so that a short run gets about as far (see `rates`). dtype: torch.bfloat16 lets the twin's
+    convolutions run in it while they learn; what is compared and kept is computed in float32. Introduced in
+    notebook 10.
     """
 
     granularity: str = "block"
@@ -54,6 +58,7 @@ class Recipe:
     strength: float = 0.01
     warm_up: float = 0.2
     beta: tuple[float, float] = (20.0, 2.0)
+    dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
         check_name(self.granularity, GRANULARITIES, "granularity")
@@ -182,7 +187,8 @@ def _learn(
     """Train one unit; back to where it was if that did not help."""
     began, low, wanted = time.perf_counter(), tensors[0], tensors[2]
     before, start = error(network, unit, low, wanted), network.state(unit)
-    _train(network, unit, tensors, recipe, rng)
+    with compiling(recipe.iterations >= LONG):
+        _train(network, unit, tensors, recipe, rng)
     after = error(network, unit, low, wanted)
     kept = after < before
     if not kept:
@@ -200,10 +206,13 @@ def _train(
     for step in range(recipe.iterations):
         drawn = rng.choice(len(low), min(recipe.batch_size, len(low)), replace=False)
         chosen = torch.from_numpy(np.sort(drawn))
-        x = _loaded(low, chosen)
+        x = loaded(low, chosen)
         if recipe.drop:
-            x = torch.where(spared(x, recipe.drop, rng), _loaded(exact, chosen), x)
-        loss = (network.run(unit, x) - _loaded(wanted, chosen)).square().sum(1).mean()
+            other = flat(loaded(exact, chosen))
+            x = mixed(flat(x), other, dropped(x, recipe.drop, rng)).as_strided(x.shape, x.stride())
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.dtype == torch.bfloat16):
+            y = network.run(unit, x)
+        loss = distance(y, loaded(wanted, chosen))
         beta = recipe.exponent(step)
         if beta is not None and recipe.rounding:
             for name in names:
@@ -261,36 +270,3 @@ def _decide(network: LowBitNetwork, unit: Unit, names: list[str]) -> None:
     for learned in network.ranges_of(unit).values():
         learned.eval()
         learned.log_scale.requires_grad_(False)
-
-
-@torch.no_grad()
-def through(network: LowBitNetwork, unit: Unit, x: Tensor, low_bit: bool = True, until: Any = None) -> Tensor:
-    """What a unit makes of all images, in half precision where that can hold it. Notebook 10."""
-    if until is unit.source and not (low_bit and unit.source.op == "placeholder"):
-        return x
-    parts = []
-    for part in x.split(CHUNK):
-        y = network.run(unit, part.float(), low_bit, until)
-        largest = float(y.abs().max())
-        if not math.isfinite(largest):
-            raise NonFiniteError(
-                f"The output of {unit.name} is not finite; look for NaN in weights or images."
-            )
-        parts.append(y.half() if largest < 6e4 else y)
-    return torch.cat(parts)
-
-
-@torch.no_grad()
-def error(network: LowBitNetwork, unit: Unit, low: Tensor, wanted: Tensor) -> float:
-    """sum |output - wanted|^2 / sum |wanted|^2 of a unit of the twin, over all images. Notebook 10."""
-    noise = signal = 0.0
-    for x, target in zip(low.split(CHUNK), wanted.split(CHUNK), strict=True):
-        noise += float((network.run(unit, x.float()) - target).square().sum())
-        signal += float(target.float().square().sum())
-    return noise / signal if signal else noise
-
-
-def _loaded(stored: Tensor, chosen: Tensor) -> Tensor:
-    """Some images of a stored tensor, in float32 and with the channels last, which convolutions like."""
-    x = stored[chosen].float()
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x

@@ -9,36 +9,60 @@ import torch
 from torch import Tensor, nn
 
 from quantlib.quantization.affine import QParams, fake_quantize
+from quantlib.quantization.reconstruction.one_pass import dense, flat, one_pass, same_order
+
+Ends = tuple[float, float]
+"""Lowest and highest integer of a grid, counted from its zero point."""
+Drop = tuple[Tensor, int]
+"""A random byte for each value, in the order of memory; where it is below the number, the value stays."""
+
+
+@one_pass
+def _rounded(x: Tensor, scale: Tensor, ends: Ends, drop: Drop | None) -> Tensor:
+    """The values of `fake_quantize`, but those of `x` where it is dropped."""
+    y = torch.round(x.float() * (1.0 / scale)).clamp(*ends) * scale
+    if drop is not None:
+        y = torch.where(drop[0].float() < drop[1], x.float(), y)
+    return y.to(x.dtype)
+
+
+@one_pass
+def _slopes(grad: Tensor, x: Tensor, scale: Tensor, ends: Ends, drop: Drop | None) -> tuple[Tensor, Tensor]:
+    """What `grad` becomes before the rounding, and the gradient of the scale."""
+    exact = x.float() * (1.0 / scale)
+    levels = torch.round(exact)
+    passes = (levels >= ends[0]) & (levels <= ends[1])
+    by_scale = levels.clamp(*ends) - torch.where(passes, exact, 0.0)
+    if drop is not None:
+        alone = drop[0].float() < drop[1]
+        passes, by_scale = passes | alone, torch.where(alone, 0.0, by_scale)
+    return torch.where(passes, grad, 0.0), (grad.float() * by_scale).sum()
+
+
+@one_pass
+def mixed(x: Tensor, other: Tensor, drop: Drop) -> Tensor:
+    """`x`, but `other` where it is dropped; all three in the same order of memory. Notebook 10."""
+    return torch.where(drop[0].float() < drop[1], other, x)
 
 
 class _LearnedStep(torch.autograd.Function):
-    """fake_quantize whose scale has a gradient as well, and which leaves the values of `spared` alone:
+    """fake_quantize whose scale has a gradient as well, and which leaves alone what is dropped:
 
-    d xq / d scale = (xq - x) / scale inside the grid, xq / scale at its ends, 0 where spared
+    d xq / d scale = (xq - x) / scale inside the grid, xq / scale at its ends, 0 where dropped
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, grid: QParams, spared: Tensor | None) -> Tensor:
-        y = fake_quantize(x, QParams(scale.detach(), grid.zero_point, grid.quant_min, grid.quant_max))
-        if spared is not None:
-            y = torch.where(spared, x, y)
-        ctx.save_for_backward(x, y, scale, spared)
-        ctx.grid = grid
-        return y
+    def forward(ctx: Any, x: Tensor, scale: Tensor, ends: Ends, drop: Drop | None) -> Tensor:
+        x = dense(x)
+        ctx.save_for_backward(x, scale)
+        ctx.rest = ends, drop
+        return _rounded(flat(x), scale, ends, drop).as_strided(x.shape, x.stride())
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        x, y, scale, spared = ctx.saved_tensors
-        low = float((ctx.grid.quant_min - ctx.grid.zero_point - 0.5) * scale)
-        high = float((ctx.grid.quant_max - ctx.grid.zero_point + 0.5) * scale)
-        passes = (x >= low) & (x <= high)
-        if spared is not None:
-            passes |= spared
-        through = grads[0] * passes
-        step = None
-        if ctx.needs_input_grad[1]:
-            step = ((grads[0] * y).sum() - (through * x).sum()) / scale
-        return through, step, None, None
+        x, scale = ctx.saved_tensors
+        through, step = _slopes(flat(same_order(grads[0], x)), flat(x), scale, *ctx.rest)
+        return through.as_strided(x.shape, x.stride()), step, None, None
 
 
 class LearnedRange(nn.Module):
@@ -52,6 +76,7 @@ class LearnedRange(nn.Module):
     def __init__(self, grid: QParams, rng: np.random.Generator | None = None) -> None:
         super().__init__()
         self.first = grid
+        self.ends = float(grid.quant_min - grid.zero_point), float(grid.quant_max - grid.zero_point)
         self.drop = 0.0
         self.rng = rng or np.random.default_rng(0)
         self.log_scale = nn.Parameter(torch.zeros(()), requires_grad=False)
@@ -69,18 +94,15 @@ class LearnedRange(nn.Module):
         if not self.training:
             return fake_quantize(x, self.grid)
         scale = self.first.scale * self.log_scale.exp()
-        left_alone = spared(x, self.drop, self.rng) if self.drop else None
-        y: Tensor = _LearnedStep.apply(x, scale, self.first, left_alone)
+        drop = dropped(x, self.drop, self.rng) if self.drop else None
+        y: Tensor = _LearnedStep.apply(x, scale, self.ends, drop)
         return y
 
 
-def spared(x: Tensor, share: float, rng: np.random.Generator) -> Tensor:
-    """A mask like `x`, True for about `share` of it (in steps of 1/256).
+def dropped(x: Tensor, share: float, rng: np.random.Generator) -> Drop:
+    """Draws that leave alone about `share` of `x` (in steps of 1/256).
 
     numpy's bytes: ten times as fast as torch's uniform numbers, and the same on every machine.
     Introduced in notebook 10.
     """
-    drawn = torch.from_numpy(np.frombuffer(rng.bytes(x.numel()), np.uint8) < round(256 * share))
-    # In the order of x's memory: a mask of another layout makes `where` several times as slow.
-    dense = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    return drawn.as_strided(x.shape, x.stride()) if dense else drawn.view(x.shape)
+    return torch.frombuffer(bytearray(rng.bytes(x.numel())), dtype=torch.uint8), round(256 * share)

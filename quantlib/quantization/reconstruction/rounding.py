@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from quantlib.quantization.affine import QParams, quantize
+from quantlib.quantization.observers import base
+from quantlib.quantization.reconstruction.one_pass import dense, flat, one_pass, same_order
 
 GAMMA, ZETA = -0.1, 1.1
 """The sigmoid is stretched to this range and clipped to 0..1, so that both ends can be reached."""
@@ -27,27 +29,42 @@ def logits_of(share: Tensor) -> Tensor:
     return -torch.log((ZETA - GAMMA) / (share - GAMMA) - 1)
 
 
+@one_pass
+def _levels(logits: Tensor, floor: Tensor, low: float, high: float) -> Tensor:
+    """clamp(floor + h(v), low, high)."""
+    return (floor + rectified_sigmoid(logits)).clamp(low, high)
+
+
+@one_pass
+def _slope(grad: Tensor, logits: Tensor, floor: Tensor, low: float, high: float) -> Tensor:
+    """The gradient of the logits, given that of the levels."""
+    sigmoid = torch.sigmoid(logits)
+    # Beyond these two the stretched sigmoid is clipped; outside the grid the rounding changes nothing.
+    moves = (sigmoid > -GAMMA / (ZETA - GAMMA)) & (sigmoid < (1 - GAMMA) / (ZETA - GAMMA))
+    moves &= (floor >= low) & (floor < high)
+    return torch.where(moves, grad * sigmoid * (1 - sigmoid) * (ZETA - GAMMA), 0.0)
+
+
 class _Soft(torch.autograd.Function):
-    """clamp(floor + h(v), low, high) in one pass each way: five of torch's own would double the time."""
+    """`_levels` with its gradient: in one dimension, so that one compiled loop serves every shape."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, floor: Tensor, low: float, high: float) -> Tensor:
-        sigmoid = torch.sigmoid(logits)
-        share = (sigmoid * (ZETA - GAMMA)).add_(GAMMA).clamp_(0, 1)
-        ctx.save_for_backward(sigmoid, floor)
+        ctx.save_for_backward(logits, floor)
         ctx.ends = low, high
-        levels: Tensor = share.add_(floor).clamp_(low, high)
-        return levels
+        return _levels(flat(logits), flat(floor), low, high).as_strided(logits.shape, logits.stride())
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        sigmoid, floor = ctx.saved_tensors
-        low, high = ctx.ends
-        # Beyond these two the stretched sigmoid is clipped; outside the grid the rounding changes nothing.
-        moves = (sigmoid > -GAMMA / (ZETA - GAMMA)) & (sigmoid < (1 - GAMMA) / (ZETA - GAMMA))
-        moves &= (floor >= low) & (floor < high)
-        slope = (sigmoid * (1 - sigmoid)).mul_(ZETA - GAMMA).mul_(moves)
-        return slope.mul_(grads[0]), None, None, None
+        logits, floor = ctx.saved_tensors
+        slope = _slope(flat(same_order(grads[0], logits)), flat(logits), flat(floor), *ctx.ends)
+        return slope.as_strided(logits.shape, logits.stride()), None, None, None
+
+
+@one_pass
+def _undecided(logits: Tensor, beta: Tensor) -> Tensor:
+    """sum of 1 - |2 h(v) - 1|**beta."""
+    return (1 - (2 * rectified_sigmoid(logits) - 1).abs().pow(beta)).sum()
 
 
 class SoftRounding(nn.Module):
@@ -66,7 +83,7 @@ class SoftRounding(nn.Module):
         super().__init__()
         self.grid = grid
         scale, zero_point = grid.along(weight)
-        levels = weight.detach() / scale
+        levels = dense(weight.detach()) / scale
         self.register_buffer("floor", levels.floor())
         self.ends = (grid.quant_min - zero_point).float(), (grid.quant_max - zero_point).float()
         self.bounds = float(self.ends[0].min()), float(self.ends[1].max())
@@ -76,14 +93,13 @@ class SoftRounding(nn.Module):
 
     def forward(self) -> Tensor:
         """The soft weight, float32, in the shape of the weight."""
-        levels = _Soft.apply(self.logits, self.floor, *self.bounds)
         scale = self.scale * self.log_scale.exp() if self.log_scale.requires_grad else self.scale
+        levels: Tensor = _Soft.apply(self.logits, self.floor, *self.bounds)
         return levels * scale
 
     def penalty(self, beta: float) -> Tensor:
         """How open the weights are: sum of 1 - |2 h(v) - 1|**beta; a large beta minds only the middle."""
-        distance = (2 * rectified_sigmoid(self.logits) - 1).abs()
-        return (1 - distance.pow(beta)).sum()
+        return _undecided(base.flat(self.logits), torch.tensor(beta))
 
     @torch.no_grad()
     def decided(self) -> tuple[Tensor, QParams]:

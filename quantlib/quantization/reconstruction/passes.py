@@ -1,0 +1,56 @@
+"""Many images through one unit, and how far two outputs are apart."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantlib.errors import NonFiniteError
+from quantlib.quantization.reconstruction.network import LowBitNetwork
+from quantlib.quantization.reconstruction.one_pass import one_pass
+from quantlib.quantization.reconstruction.units import Unit
+
+CHUNK = 32
+"""Images that go through a unit together when nothing is trained."""
+
+
+@torch.no_grad()
+def through(network: LowBitNetwork, unit: Unit, x: Tensor, low_bit: bool = True, until: Any = None) -> Tensor:
+    """What a unit makes of all images, in half precision where that can hold it. Notebook 10."""
+    if until is unit.source and not (low_bit and unit.source.op == "placeholder"):
+        return x
+    parts = []
+    for part in x.split(CHUNK):
+        y = network.run(unit, part.float(), low_bit, until)
+        largest = float(y.abs().max())
+        if not math.isfinite(largest):
+            raise NonFiniteError(
+                f"The output of {unit.name} is not finite; look for NaN in weights or images."
+            )
+        parts.append(y.half() if largest < 6e4 else y)
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def error(network: LowBitNetwork, unit: Unit, low: Tensor, wanted: Tensor) -> float:
+    """sum |output - wanted|^2 / sum |wanted|^2 of a unit of the twin, over all images. Notebook 10."""
+    noise = signal = 0.0
+    for x, target in zip(low.split(CHUNK), wanted.split(CHUNK), strict=True):
+        noise += float((network.run(unit, x.float()) - target).square().sum())
+        signal += float(target.float().square().sum())
+    return noise / signal if signal else noise
+
+
+@one_pass
+def distance(y: Tensor, wanted: Tensor) -> Tensor:
+    """Mean over images and pixels of the squared distance, summed over channels."""
+    return (y.float() - wanted).square().sum() * (y.shape[1] / y.numel())
+
+
+def loaded(stored: Tensor, chosen: Tensor) -> Tensor:
+    """Some images of a stored tensor, in float32 and with the channels last, which convolutions like."""
+    x = stored[chosen].float()
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
