@@ -39,10 +39,15 @@ class Journal:
 
     @classmethod
     def of(cls, run: Session, name: str, **context: Any) -> Journal:
-        """The journal of a notebook's sweep, in build/sweeps; models, images and code are its context."""
+        """The journal of a notebook's sweep; models, images, versions and code are its context.
+
+        A full sweep takes hours, perhaps on more than one machine: its journal lies in results/unfinished,
+        where git takes it along. Others are in build/sweeps.
+        """
         origin = run.provenance()
         fixed = {key: origin[key] for key in ("checkpoints", "data", "versions")}
-        path = run.course.root / "build" / "sweeps" / run.profile / f"{run.number}_{name}.jsonl"
+        kept = "results/unfinished" if run.profile == "full" else f"build/sweeps/{run.profile}"
+        path = run.course.root / kept / f"{run.number}_{name}.jsonl"
         return cls(path, {**fixed, "code": code_digest(), **context})
 
     def key(self, setting: Setting) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from quantlib.errors import ConfigError, StudyError
+from quantlib.study import session
 from quantlib.study import sweep as module
 from quantlib.study.sweep import Journal, code_digest, sweep
 
@@ -51,6 +52,19 @@ def test_a_broken_sweep_goes_on_where_it_stopped(tmp_path, capsys):
     journal.forget()
     journal.forget()
     assert not journal.finished()
+
+
+def test_the_journal_of_a_full_sweep_lies_where_git_takes_it_along(small_course):
+    places = {}
+    for profile in ("quick", "full"):
+        journal = Journal.of(session.start("02", profile=profile), "sweep", job="this")
+        journal.keep(SETTINGS[0], {"value": 1})
+        places[profile] = str(journal.path.relative_to(small_course))
+        again = Journal.of(session.start("02", profile=profile), "sweep", job="this")
+        assert list(again.finished()) == [again.key(SETTINGS[0])]  # found by the next session
+        assert again.key(SETTINGS[0]) != Journal.of(session.start("02"), "sweep", job="x").key(SETTINGS[0])
+    assert places["quick"] == "build/sweeps/quick/02_sweep.jsonl"
+    assert places["full"] == "results/unfinished/02_sweep.jsonl"
 
 
 @pytest.mark.parametrize("cut", [1, 2, 25, 10_000])
