@@ -1,7 +1,8 @@
 """The compressed file: a network's every weight, bias and batch norm, in as few bytes as their values allow.
 
 The file is lossless. What is lost was lost before: `share` makes values few, pruning makes them zero,
-`simplify_norms` makes norms short. Whatever the network is, it comes back with the same bits.
+`simplify_norms` makes norms short. Whatever the network is, it comes back with the same bits, but for
+the sign of zeros.
 
     "QLDC", version, checksum (8 bytes) | name of the architecture | fingerprint | records
 
@@ -67,7 +68,8 @@ def compress(model: nn.Module, path: str | Path, architecture: str = "") -> Repo
 
 
 def decompress(path: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """The network that `compress` wrote, in eval mode: every weight the same, bit by bit.
+    """The network that `compress` wrote, in eval mode: every weight the same bits, but for the
+    sign of zeros.
 
     model: a network of the same architecture, which is filled and returned; needed where the file names no
     architecture. Without it the network is channels-last, as checkpoints are: another memory format may mean

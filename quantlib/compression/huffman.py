@@ -115,14 +115,16 @@ class Code:
     def cost(self, counts: ArrayLike) -> int:
         """Bits that symbols of these counts take; ConfigError when one of them has no word."""
         counts = as_counts(counts)
-        if np.any((counts > 0) & (self.lengths[: len(counts)] == 0)):
+        lengths = np.zeros(len(counts), np.int64)
+        lengths[: len(self.lengths)] = self.lengths[: len(counts)]
+        if np.any((counts > 0) & (lengths == 0)):
             raise ConfigError("A symbol has no word in this code; make the code from all symbols.")
-        return int((counts * self.lengths[: len(counts)]).sum())
+        return int((counts * lengths).sum())
 
     def packed(self) -> bytes:
         """The lengths as bytes: the change from each to the next, small numbers in few bits."""
-        used = np.trim_zeros(self.lengths, "b").astype(np.int64)
-        return bits.put_unary(bits.zigzag(np.diff(used, prepend=0)))
+        lengths: NDArray[np.int64] = self.lengths.astype(np.int64)
+        return bits.put_unary(bits.zigzag(np.diff(lengths, prepend=0)))
 
     @classmethod
     def unpacked(cls, data: bytes, symbols: int) -> tuple[Code, int]:

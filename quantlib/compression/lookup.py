@@ -19,7 +19,7 @@ VALUES = 16
 
 
 class LookUpLinear:
-    """A linear layer of up to 16 shared values: half a byte a weight in memory, read in one of two ways.
+    """A linear layer of up to 16 shared values: half a byte a weight in its format, computed in two ways.
 
     `decoding` writes the weights out as float32, by a table of all 256 pairs, and multiplies as usual.
     `summing` adds up the inputs that share a value and multiplies each sum once: 16 multiplications for an

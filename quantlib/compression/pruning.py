@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from quantlib.errors import ConfigError
+from quantlib.errors import ConfigError, NonFiniteError
+from quantlib.quantization.graph import BATCH_NORMS
 
 Masks = dict[str, Tensor]
 """A bool tensor for each pruned parameter, by its name ("layer1.0.conv1.weight"): True stays."""
@@ -98,6 +100,8 @@ def _highest(score: Tensor, sparsity: float) -> Tensor:
     The k-th value takes a fifth of the time of sorting out the k lowest, and the rule for ties is ours, not
     that of a version of torch: weights stored in half precision are full of ties.
     """
+    if not bool(torch.isfinite(score).all()):
+        raise NonFiniteError("A weight is NaN or infinite; nothing can be ranked beside it.")
     count = round(sparsity * len(score))
     if count == 0:
         return torch.ones_like(score, dtype=torch.bool)
@@ -175,16 +179,22 @@ def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> N
     """Estimate the statistics of all batch norms anew from training images, in place; no weight changes.
 
     Mean and variance are the plain averages over the batches. Pruned filters give weaker and narrower maps,
-    so the old statistics do not fit them. Introduced in notebook 11.
+    so the old statistics do not fit them. Raises ConfigError without a batch. Introduced in notebook 11.
     """
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    shown = iter(batches)
+    first = next(shown, None)
+    if first is None:
+        raise ConfigError("recalibrate got no batches; pass an iterable with at least one.")
+    norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
     before = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the average of all batches, not of the last ones
-        norm.train()
-    for x, _ in batches:
-        model(x)
-    for norm, momentum in zip(norms, before, strict=True):
-        norm.momentum = momentum
-        norm.eval()
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the average of all batches, not of the last ones
+            norm.train()
+        for x, _ in chain([first], shown):
+            model(x)
+    finally:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.eval()

@@ -7,6 +7,7 @@ that pruning (take zero), sharing and coding become one choice with one price.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from quantlib.compression.codebook import weights_of
 from quantlib.compression.huffman import entropy_bits
 from quantlib.compression.sharing import Shared
-from quantlib.errors import ConfigError
+from quantlib.errors import ConfigError, NonFiniteError
 
 BINS = 4096
 """Bins of a histogram of weights."""
@@ -45,6 +46,8 @@ class Histogram:
         """The histogram of weights of any shape."""
         left = values[values != 0]
         largest = float(np.abs(left).max(initial=0.0))
+        if not math.isfinite(largest):
+            raise NonFiniteError("A weight is NaN or infinite; it cannot be shared.")
         place = bins(left, largest)
         count = np.bincount(place, minlength=BINS).astype(np.float64)
         total = np.bincount(place, left, BINS).astype(np.float64)

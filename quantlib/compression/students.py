@@ -125,7 +125,6 @@ def answers_of(plan: Plan, train: Images, root: Path) -> Tensor:
     """The teacher's logits for every training image, collected once."""
     path = root / "answers.pt"
     if not path.exists():
-        root.mkdir(parents=True, exist_ok=True)
         with replace_atomically(path) as aside:
             torch.save(teacher_logits(checkpoints.load_checkpoint(plan.teacher), train), aside)
     answers: Tensor = torch.load(path, weights_only=True)
@@ -171,6 +170,8 @@ def run_one(plan: Plan, root: Path, data_root: str | None, run: tuple[Arm, int])
     path = folder / "result.json"
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text())
+        if found.get("settings", asdict(arm)) != asdict(arm):
+            raise ConfigError(f"{folder} holds {arm.name!r} with other settings; move it away to train anew.")
         return found
     folder.mkdir(parents=True, exist_ok=True)
     train, validation, test = (plan.split(name, data_root) for name in ("train", "validation", "test"))
@@ -185,10 +186,10 @@ def run_one(plan: Plan, root: Path, data_root: str | None, run: tuple[Arm, int])
     digits = predictions_of(evaluate(trained_student(plan, arm, seed, root, train), test))
     result = {
         "arm": arm.name, "seed": seed, "validation_accuracy": state["best"], "seconds": state["seconds"],
-        "predictions": digits,
+        "predictions": digits, "settings": asdict(arm),
     }  # fmt: skip
-    (folder / "state.pt").unlink()
     keep_result(path, result)
+    (folder / "state.pt").unlink(missing_ok=True)  # last: a kill in between must not cost the run
     return result
 
 

@@ -74,8 +74,8 @@ def run_trial(plan: Plan, trial: Trial, root: Path, data_root: str | None = None
         **trial._asdict(), "sparsity": sparsity_of(masks_of(best)), "validation_accuracy": trainer.best,
         "seconds": trainer.seconds, "predictions": predictions_of(evaluate(best, test)),
     }  # fmt: skip
-    (folder / "state.pt").unlink()
     keep_result(path, result)
+    (folder / "state.pt").unlink(missing_ok=True)  # last: a kill in between must not cost the run
     return result
 
 

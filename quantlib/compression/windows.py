@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from quantlib.compression.factorized import find_convolution
+from quantlib.compression.factorized import can_be_factorized, find_convolution
 from quantlib.errors import ConfigError
 
 PLACES = 64
@@ -115,6 +115,6 @@ def _windows(conv: nn.Conv2d, x: Tensor, generator: torch.Generator) -> Tensor:
 
 def _convolution(model: nn.Module, name: str) -> nn.Conv2d:
     conv = find_convolution(model, name)
-    if conv is None or conv.groups != 1 or isinstance(conv.padding, str):
-        raise ConfigError(f"{name!r} is not a convolution without groups of this model.")
+    if conv is None or not can_be_factorized(conv):
+        raise ConfigError(f"{name!r} is not a convolution of this model that can be factorized.")
     return conv

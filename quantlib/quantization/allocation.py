@@ -36,6 +36,8 @@ def allocate(
     {'a': 4, 'b': 8}
     """
     _check(costs, sizes, budget)
+    budget = int(budget)
+    sizes = {name: {bits: int(size) for bits, size in each.items()} for name, each in sizes.items()}
     unit = _unit((size for each in sizes.values() for size in each.values()), budget, cells)
     room = budget // unit
     best = np.zeros(room + 1)

@@ -93,7 +93,7 @@ def tensor_inputs(node: fx.Node) -> list[fx.Node]:
     if node.target in ADDS:
         return [item for item in (*node.args, *node.kwargs.values()) if isinstance(item, fx.Node)]
     if node.op == "call_module":
-        return [item for item in node.args if isinstance(item, fx.Node)]
+        return [item for item in (*node.args, *node.kwargs.values()) if isinstance(item, fx.Node)]
     first = node.args[0] if node.args else node.kwargs.get("input")
     return [first] if isinstance(first, fx.Node) else []
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 
 import numpy as np
 import torch
@@ -27,8 +28,10 @@ def links(graph: fx.Graph) -> list[tuple[fx.Node, fx.Node]]:
 
     Nothing but a ReLU or a pooling lies between, and nobody else reads what lies between: in a ResNet the
     residual add blocks all links but those inside a block. ReLU6 has a fixed ceiling, so it blocks too.
-    Introduced in notebook 10.
+    A layer that is called twice, or shares its weight, is in no pair. Introduced in notebook 10.
     """
+    layers = [node for node in graph.nodes if kind(node) in ("conv", "linear")]
+    owners = Counter(id(module_of(node).weight) for node in layers)
     found = []
     for node in graph.nodes:
         if kind(node) not in ("conv", "linear"):
@@ -36,7 +39,9 @@ def links(graph: fx.Graph) -> list[tuple[fx.Node, fx.Node]]:
         before = node.args[0]
         while kind(before) in ("relu", "pool") and len(before.users) == 1 and not _has_ceiling(before):
             before = before.args[0]
-        if kind(before) in ("conv", "linear") and len(before.users) == 1 and not _has_ceiling(before):
+        if kind(before) not in ("conv", "linear") or len(before.users) > 1 or _has_ceiling(before):
+            continue
+        if all(owners[id(module_of(layer).weight)] == 1 for layer in (before, node)):
             found.append((before, node))
     return found
 

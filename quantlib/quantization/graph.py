@@ -134,6 +134,8 @@ def _canonicalize(traced: fx.GraphModule) -> None:
     for node in list(traced.graph.nodes):
         replacement = modules_for(node, modules)
         inputs = tensor_inputs(node)
+        if node.op == "call_module" and replacement is not None:
+            node.args, node.kwargs = tuple(inputs), {}  # conv(input=x) is conv(x)
         if node.op != "placeholder" and inputs and works_in_place(node, modules):
             _hide_old_value(inputs[0], node)
         if replacement is None or _stands(node, replacement, modules, taken):

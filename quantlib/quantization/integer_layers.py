@@ -150,7 +150,8 @@ class IntegerLayer(IntegerOperator):
         """The accumulators that mean `ceiling`, int32 (out,); None without one."""
         if not self.relu or self.ceiling is None:
             return None
-        return torch.round(self.ceiling / (self.input_grid.scale * self.weight_scale)).to(torch.int32)
+        top = torch.round(self.ceiling / (self.input_grid.scale * self.weight_scale)).double()
+        return top.clamp(max=2**31 - 1).to(torch.int32)  # a filter of zeros has a tiny scale
 
     def _rectified(self, acc: Tensor) -> Tensor:
         if not self.relu:

@@ -52,7 +52,7 @@ class IntegerAdd(IntegerOperator):
         if self.rounding == "float":
             return quantize_uint8(self._sum(a, b), 1.0, 0, self.low, self.high)
         twice = 2 * max(grid.scale for grid in self.input_grids)
-        total = self._summand(0, a, twice).add_(self._summand(1, b, twice))
+        total = self._summand(0, a, twice) + self._summand(1, b, twice)
         m, zero_point = _double(twice / (2**HEADROOM * self.output_grid.scale)), self.output_grid.zero_point
         return requantize(total, m, zero_point, self.low, self.high, self.rounding)
 
@@ -69,7 +69,7 @@ class IntegerAdd(IntegerOperator):
         za, zb = (grid.zero_point for grid in self.input_grids)
         fixed = (out.zero_point - (ra * za + (rb * zb).float()).float().double()).float()
         inner = (BYTES * rb + fixed).float()
-        return a.double().mul_(ra).add_(lookup(inner, b)).float()
+        return (a.double().mul_(ra) + lookup(inner, b)).float()
 
 
 def lookup(table: Tensor, q: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ def load_mixed(path: str | Path, model: nn.Module | None = None) -> Mixed:
             f"{path} names no architecture of quantlib's; pass it as load_mixed(path, model=...)."
         )
     model = build(name).eval() if model is None else model
-    graph = model if is_canonical(model) else fuse(model, unsupported="float")
+    graph = copy.deepcopy(model) if is_canonical(model) else fuse(model, unsupported="float")
     assert isinstance(graph, fx.GraphModule)
     if _operators(graph) != description["layers"]:
         raise CheckpointError(

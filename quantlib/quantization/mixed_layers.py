@@ -126,8 +126,8 @@ class MixedConv2d(MixedLayer):
 
     def forward(self, q: Tensor, other: Tensor | None = None) -> Tensor:
         """Convolve integers, add `other` if there is one, rectify; float32 out."""
-        if self.is_matmul:
-            return self.capped(self._by_matmul(q, other))
+        if self.is_matmul and (other is None or self._fits(other, q)):
+            return self.capped(self._by_matmul(q, other, self.relu))
         args = (
             self.input_grid,
             self.packed(q),
@@ -138,15 +138,20 @@ class MixedConv2d(MixedLayer):
         )
         if other is None:
             return self.capped(int8_conv(q, *args, self.relu))
-        y = int8_conv(q, *args, False).add_(other)
+        y = self._by_matmul(q, None, False) if self.is_matmul else int8_conv(q, *args, False)
+        y = y.add_(other) if other.shape == y.shape else y + other  # one of the two may be broadcast
         return self.capped(y.relu_() if self.relu else y)
 
-    def _by_matmul(self, q: Tensor, other: Tensor | None) -> Tensor:
+    def _fits(self, other: Tensor, q: Tensor) -> bool:
+        """Whether the other summand has the shape of the result."""
+        return other.shape == (q.shape[0], self.weight.shape[0], *q.shape[2:])
+
+    def _by_matmul(self, q: Tensor, other: Tensor | None, relu: bool) -> Tensor:
         """One row per pixel: no copy, because channels-last memory is laid out like that."""
         n, _, height, width = q.shape
         rows = None if other is None else pixels(other)
         scales = (self.weight_scale, self.weight_zero, self.bias)
-        y = int8_linear(pixels(q), self.input_grid, self.packed(q), *scales, self.relu, rows)
+        y = int8_linear(pixels(q), self.input_grid, self.packed(q), *scales, relu, rows)
         return y.view(n, height, width, -1).permute(0, 3, 1, 2)
 
 

@@ -90,6 +90,9 @@ class QConfig:
                 raise ConfigError(f"QConfig's {label} must be a Scheme or None, not {scheme!r}.")
         for kind in self.by_type:
             check_name(kind, KINDS, "operator type")
+        for name, override in (*self.by_type.items(), *self.by_name.items()):
+            if override is not None and not isinstance(override, QConfig):
+                raise ConfigError(f"The override for {name!r} must be a QConfig or None, not {override!r}.")
 
     def for_layer(self, name: str, kind: str) -> QConfig:
         """The QConfig of one operator, overrides resolved."""

@@ -95,6 +95,10 @@ class _Watching(fx.Interpreter):
         return value
 
 
+OWN_NAMES = ("input", "dequantize", "images")
+"""What quantlib calls the tensors at the ends of a network, here and in ONNX."""
+
+
 def prepare(
     model: nn.Module,
     qconfig: QConfig | None = None,
@@ -116,6 +120,11 @@ def prepare(
         raise UnsupportedOperatorError(
             "quantlib quantizes networks of one input and one output tensor; split this one."
         )
+    for node in graph.graph.nodes:
+        if node.op == "call_module" and node.target in OWN_NAMES:
+            raise ConfigError(
+                f"Rename the layer {node.target!r}: quantlib uses that name for a tensor of its own."
+            )
     prepared = Prepared(graph, QConfig() if qconfig is None else qconfig).eval()
     if example is not None:
         _check_example(model, graph, example)
@@ -143,6 +152,8 @@ def calibrate(prepared: Prepared, batches: Iterable[Any], dtype: torch.dtype = t
     """
     if not isinstance(prepared, Prepared):
         raise ConfigError("calibrate needs what prepare returned; call prepare(model, qconfig) first.")
+    if isinstance(batches, Tensor):
+        raise ConfigError("calibrate needs an iterable of batches, not one tensor; pass [x].")
     if dtype not in (torch.float32, torch.bfloat16):
         raise ConfigError(f"calibrate runs in torch.float32 or torch.bfloat16, not in {dtype}.")
     seen, device = 0, next((p.device.type for p in prepared.parameters()), "cpu")

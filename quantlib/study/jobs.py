@@ -18,7 +18,6 @@ from quantlib.study import execute, results
 from quantlib.study.execute import Order
 from quantlib.study.manifest import Course, Notebook
 from quantlib.study.process import crashed, read_record, stop, stopped, write_record
-from quantlib.study.setup import require_device
 
 RESERVED = {"PROFILE": "--profile", "DEVICE": "--device"}
 """Parameters that have an option of their own."""
@@ -69,9 +68,10 @@ class Job:
     def inputs(self) -> list[Path]:
         """The files whose change makes it run again."""
         root = self.course.root
-        listed = [self.course.path(self.notebook), root / "course.toml", root / "checkpoints" / "index.json"]
+        kept = [root / "checkpoints" / name for name in ("index.json", "compressed.json")]
+        listed = [self.course.path(self.notebook), root / "course.toml", *kept]
         read = [root / name for name in self.notebook.reads if name.startswith("results/")]
-        code = [*LIBRARY.rglob("*.py"), *LIBRARY.rglob("*.mplstyle")]
+        code = [path for ending in ("py", "mplstyle", "toml") for path in LIBRARY.rglob(f"*.{ending}")]
         return [path for path in (*listed, *read, *sorted(code)) if path.is_file()]
 
     def run(
@@ -184,11 +184,6 @@ def check_disk(folder: Path) -> None:
             f"Only {free / 1e6:.0f} MB are free where build/ lies; "
             f"make room for {NEEDED_BYTES / 1e6:.0f} MB and start again."
         )
-
-
-def check_device(device: str) -> None:
-    """StudyError when the device is not there."""
-    require_device(device)
 
 
 def _known(path: Path) -> frozenset[str]:

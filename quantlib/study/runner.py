@@ -21,8 +21,9 @@ from doit.tools import config_changed
 from quantlib.errors import QuantlibError
 from quantlib.study import report, results
 from quantlib.study.console import Progress, spell
-from quantlib.study.jobs import Job, check_device, check_disk, parse_parameters, plan
+from quantlib.study.jobs import Job, check_disk, parse_parameters, plan
 from quantlib.study.manifest import Course, course
+from quantlib.study.setup import require_device
 
 
 def execute(job: Job) -> TaskFailed | None:
@@ -126,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.list:
             print(listing(loaded))
             return 0
-        check_device(options.device)
+        require_device(options.device)
         given = parse_parameters(options.parameters)
         jobs = plan(loaded, options.profile, options.only, options.since, given, options.device)
         if not jobs:

@@ -162,6 +162,22 @@ class Session:
         live = self._tables.get(name)
         return live.iloc[:0].copy() if live is not None else pd.DataFrame()
 
+    def show_recorded(self, experiment: str) -> None:
+        """Display the recorded full run: a line a method, a column a metric, values with their intervals."""
+        from IPython.display import display  # a notebook has it; scripts need not load it
+
+        full = self.recorded(experiment)
+        if full.empty:
+            return
+        bounded = full["low"].notna()
+        told = [
+            f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]" if known else f"{row.value:.0f}"
+            for row, known in zip(full.itertuples(), bounded, strict=True)
+        ]
+        table = full.assign(told=told).pivot(index="method", columns="metric", values="told").fillna("")
+        display(table.loc[list(dict.fromkeys(full["method"]))])
+        print(f"n = {full['n'].max():,} test images, paired with FP32 image by image; 95 % intervals")
+
     def best(self, experiment: str) -> pd.DataFrame:
         """The committed full result, or this run's own rows where there is none yet."""
         found = self.recorded(experiment)

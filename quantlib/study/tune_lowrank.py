@@ -20,7 +20,7 @@ from quantlib.compression.ranks import convolutions, list_choices
 from quantlib.compression.windows import logit_influence, second_moments
 from quantlib.subject import data
 from quantlib.subject.checkpoints import load_checkpoint
-from quantlib.subject.command import run_command
+from quantlib.subject.command import check_start, run_command
 from quantlib.subject.data import Images, batches
 from quantlib.subject.files import replace_atomically
 from quantlib.subject.publish import publish
@@ -50,17 +50,18 @@ def factorize_under(
 def started(recipe: Recipe, options: argparse.Namespace) -> tuple[nn.Module, dict[str, Plan]]:
     """The factorized network before its tuning, from the folder where it has been made before."""
     model, path = load_checkpoint(recipe.start), (options.folder or recipe.folder) / "start.pt"
+    made = {"share": options.share, "images": options.images, "start": recipe.start}
     if path.exists():
         kept = torch.load(path, weights_only=True)
+        check_start(path, kept["made"], made)
         plans = from_plain(kept["plans"])
         network = skeleton_of(model, plans)
         network.load_state_dict(kept["state"])
         return network, plans
     every = data.load("calibration", source="full", root=options.data)
     network, plans = factorize_under(model, every.sample(options.images, seed=recipe.seed), options.share)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replace_atomically(path) as aside:
-        torch.save({"plans": plain(plans), "state": network.state_dict()}, aside)
+        torch.save({"made": made, "plans": plain(plans), "state": network.state_dict()}, aside)
     return network, plans
 
 
@@ -78,7 +79,7 @@ def tune(options: argparse.Namespace) -> None:
             f"`python -m quantlib.study.tune_lowrank --recipe {recipe.name} --share {options.share:g}`",
         }
         skeleton = skeleton_of(load_checkpoint(recipe.start), plans)
-        publish(recipe, trainer.folder, root=options.data, network=skeleton, about=about)
+        publish(recipe, trainer.folder, root=options.data, network=skeleton, about=about, notebook="17")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -27,7 +27,7 @@ from quantlib.compression.pruning import recalibrate
 from quantlib.compression.rate import importance, price_of_size, share_network
 from quantlib.compression.sharing import Shared
 from quantlib.subject import checkpoints, data
-from quantlib.subject.command import run_command
+from quantlib.subject.command import check_start, run_command
 from quantlib.subject.data import batches
 from quantlib.subject.evaluation import evaluate
 from quantlib.subject.files import replace_atomically, write_atomically
@@ -69,13 +69,15 @@ def shares(model: nn.Module, options: argparse.Namespace, seed: int) -> dict[str
 
 def started(path: Path, options: argparse.Namespace, seed: int) -> dict[str, Shared]:
     """The codebooks before their tuning, from the folder where they have been made before."""
+    made = {name: getattr(options, name) for name in ("start", "images", "megabytes", "clusters")}
     if path.exists():
         kept = torch.load(path, weights_only=True)
-        return {name: Shared(codebook, index.long()) for name, (codebook, index) in kept.items()}
+        check_start(path, kept["made"], made)
+        return {name: Shared(codebook, index.long()) for name, (codebook, index) in kept["shares"].items()}
     found = shares(checkpoints.load_checkpoint(options.start), options, seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    small = {name: (each.codebook, each.index.to(torch.int16)) for name, each in found.items()}
     with replace_atomically(path) as aside:
-        torch.save({name: (each.codebook, each.index.to(torch.int16)) for name, each in found.items()}, aside)
+        torch.save({"made": made, "shares": small}, aside)
     return found
 
 
@@ -105,13 +107,12 @@ def tune(options: argparse.Namespace) -> None:
     teacher = checkpoints.load_checkpoint(options.teacher).to(options.device)
     trainer = trainer_of(options, recipe, Taught(teacher), skeleton, (options.limit, options.validation))
     trainer.run()
-    write(name, finish(load_best(trainer.model, trainer.folder).cpu(), options), options)
+    write(name, finish(load_best(trainer.model, trainer.folder).cpu(), options), options, recipe.epochs)
 
 
-def write(name: str, network: nn.Module, options: argparse.Namespace) -> None:
+def write(name: str, network: nn.Module, options: argparse.Namespace, epochs: int) -> None:
     """Put the file into checkpoints/ and its facts into the list; validation accuracy is that of the file."""
     folder = options.into or checkpoints.ROOT
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.qldc"
     info = checkpoints.checkpoint_info(options.start)
     report = compress(network, path, info["model"])
@@ -119,7 +120,7 @@ def write(name: str, network: nn.Module, options: argparse.Namespace) -> None:
     result = evaluate(decompress(path), held_out)
     entry = {
         "file": path.name, "bytes": report.bytes, "sha256": checkpoints.sha256(path), "start": options.start,
-        "start_sha256": info["sha256"], "clusters": options.clusters, "epochs": options.epochs,
+        "start_sha256": info["sha256"], "clusters": options.clusters, "epochs": epochs,
         "validation_accuracy": result.accuracy, "validation_n": result.n,
     }  # fmt: skip
     enter(folder / LIST, name, entry)

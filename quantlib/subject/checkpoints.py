@@ -80,7 +80,7 @@ def load_checkpoint(name: str, root: Path | None = None, network: nn.Module | No
     path = folder / info["file"]
     if not path.exists():
         raise CheckpointError(
-            f"{path} is missing; restore it with `git checkout {path.name}` or train it again"
+            f"{path} is missing; restore it with `git checkout {path}` or train it again"
         )
     if sha256(path) != info["sha256"]:
         raise CheckpointError(f"{path} is damaged: its sha256 differs from index.json; restore it from git")
@@ -112,7 +112,6 @@ def save_checkpoint(model: nn.Module, name: str, info: dict[str, Any], root: Pat
     `info` needs `model`, the name in quantlib.subject.models; metrics and recipe are kept as given.
     """
     folder = root or ROOT
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}

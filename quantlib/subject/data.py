@@ -42,8 +42,10 @@ class Images:
         return len(self.labels)
 
     def subset(self, indices: Sequence[int] | np.ndarray | Tensor) -> "Images":
-        """Return the images at `indices`, in that order, with an md5 of their own."""
-        chosen = torch.as_tensor(np.asarray(indices), dtype=torch.int64)
+        """Return the images at `indices`, in that order, or those of a mask, with an md5 of their own."""
+        places = np.asarray(indices)
+        places = np.flatnonzero(places) if places.dtype == bool else places
+        chosen = torch.as_tensor(places, dtype=torch.int64)
         pixels, labels = self.pixels[chosen], self.labels[chosen]
         return replace(self, pixels=pixels, labels=labels, md5=_md5(pixels, labels))
 

@@ -80,6 +80,8 @@ def evaluate(
     out and takes back their memory at every layer. The model is put into eval mode for the measurement and
     back afterwards. Introduced in notebook 01.
     """
+    if not len(images):
+        raise ConfigError("There are no images to classify; take at least one.")
     was_training = model.training
     model.eval()
     if batch_size is None:
@@ -87,8 +89,10 @@ def evaluate(
     steps = progress(
         data.batches(images, batch_size, device), "evaluate", -(-len(images) // batch_size), "batch"
     )
-    predictions = torch.cat([model(x).argmax(1).cpu() for x, _ in steps])
-    model.train(was_training)
+    try:
+        predictions = torch.cat([model(x).argmax(1).cpu() for x, _ in steps])
+    finally:
+        model.train(was_training)
     return Evaluation.of(predictions.numpy(), images.labels.numpy())
 
 

@@ -12,8 +12,9 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     """Give a path to write to, on the same disk, whose file replaces `path` when the block has ended well.
 
     An error in the block leaves the old file as it was, and nothing beside it. Several processes may write
-    the same file: the last one wins. The folder must be there.
+    the same file: the last one wins. A missing folder is made.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     # A folder of its own, not another name: torch.save writes the file's name into the file.
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         aside = Path(folder) / path.name

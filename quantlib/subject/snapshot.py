@@ -42,7 +42,6 @@ def save_snapshot(folder: Path, path: Path) -> dict[str, Any]:
     log = folder / "log.csv"
     text = log.read_text() if log.exists() else ""
     facts = {"step": state["step"], "seconds": state["seconds"]}
-    path.parent.mkdir(parents=True, exist_ok=True)
     recipe = json.dumps(asdict(state["recipe"]), sort_keys=True)
     metadata = {"recipe": recipe, "facts": json.dumps(facts), "log": text}
     with replace_atomically(path) as aside:

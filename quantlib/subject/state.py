@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlib.errors import TrainingError
-from quantlib.subject.files import replace_atomically
+from quantlib.subject.files import replace_atomically, write_atomically
 
 if TYPE_CHECKING:
     from quantlib.subject.training import Trainer
@@ -53,6 +53,15 @@ class TrainingLog:
             if new:
                 writer.writeheader()
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+
+    def cut(self, step: int) -> None:
+        """Leave out what came after `step`: a kill between log and state has the epoch done again."""
+        if not self.path.exists():
+            return
+        head, *rows = self.path.read_text().splitlines(keepends=True)
+        kept = [row for row in rows if int(row.split(",")[0]) <= step]
+        if len(kept) < len(rows):
+            write_atomically(self.path, "".join([head, *kept]))
 
 
 def save_state(trainer: "Trainer") -> None:
@@ -98,3 +107,5 @@ def load_state(trainer: "Trainer") -> None:
     trainer.optimizers.load_state_dict(state["optimizers"])
     trainer.hooks.load_state_dict(state.get("hooks", {}))
     trainer.step, trainer.seconds, trainer.best = state["step"], state["seconds"], state["best"]
+    if trainer.rank == 0:
+        trainer.log.cut(trainer.step)

@@ -151,7 +151,7 @@ def test_alphabets_of_every_shape(name):
     symbols = skewed(name)
     counts = np.bincount(symbols, minlength=1)
     code = Code.of(counts)
-    back, used = Code.unpacked(code.packed() + b"rest", len(np.trim_zeros(code.lengths, "b")))
+    back, used = Code.unpacked(code.packed() + b"rest", len(code.lengths))
     assert used == len(code.packed())
     assert np.array_equal(back.words, code.words[: len(back.words)])
     stream = lanes.write(symbols, code)
@@ -234,3 +234,12 @@ def test_decodes_at_least_fifty_megabytes_of_weights_a_second():
         lanes.read([stream])
         rates.append(4 * len(symbols) / 1e6 / (time.thread_time() - before))
     assert max(rates) > 50, rates
+
+
+def test_symbols_beyond_the_alphabet_and_symbols_that_never_come():
+    with pytest.raises(ConfigError, match="has no word"):
+        Code.of([1, 2]).cost([1, 2, 3])
+    assert Code.of([1, 2]).cost([1, 2, 0]) == 3
+    code = Code.of([3, 1, 0])
+    again, _ = Code.unpacked(code.packed(), 3)
+    assert again.lengths.tolist() == code.lengths.tolist() == [1, 1, 0]

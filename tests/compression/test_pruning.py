@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 
 from quantlib.compression import pruning
 from quantlib.compression.pruning import Schedule, apply_masks, magnitude_masks, prunable, sparsity_of
-from quantlib.errors import ConfigError
+from quantlib.errors import ConfigError, NonFiniteError
 from quantlib.subject.models import build
 from tests.quantization.networks import Tiny, randomize
 
@@ -161,3 +161,25 @@ def test_recalibration_gives_the_plain_statistics() -> None:
     variances = maps.var((1, 3, 4), ddof=1).mean(0)
     np.testing.assert_allclose(model[1].running_var, variances, rtol=1e-5)
     assert not model[1].training and model[1].momentum == 0.1
+
+
+def test_recalibration_without_a_batch_changes_nothing() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval()
+    model[1].running_mean.fill_(7)
+    with pytest.raises(ConfigError, match="got no batches"):
+        pruning.recalibrate(model, iter([]))
+    assert (model[1].running_mean == 7).all()
+    x = torch.randn(50, 3)
+    pruning.recalibrate(model, [(x, torch.zeros(50))])
+    assert torch.allclose(model[1].running_mean, model[0](x).mean(0), atol=1e-5) and not model[1].training
+    with pytest.raises(RuntimeError):
+        pruning.recalibrate(model, [(torch.randn(2, 9), None)])
+    assert model[1].momentum == 0.1 and not model[1].training  # as it was, whatever happened
+
+
+def test_a_weight_that_is_no_number_is_named() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    with torch.no_grad():
+        model[0].weight[0, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match="NaN or infinite"):
+        magnitude_masks(model, 0.25)

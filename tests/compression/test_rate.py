@@ -7,7 +7,7 @@ import torch
 from quantlib.compression.huffman import entropy_bits
 from quantlib.compression.rate import share_at_rate
 from quantlib.compression.sharing import share
-from quantlib.errors import ConfigError
+from quantlib.errors import ConfigError, NonFiniteError
 
 
 def measured(weight, found):
@@ -66,3 +66,10 @@ def test_wrong_use_is_named(weight):
     for price, clusters in ((-1.0, 4), (0.1, 0)):
         with pytest.raises(ConfigError, match="give at least 0 and 1"):
             share_at_rate(weight, clusters, price)
+
+
+def test_a_weight_that_is_no_number_is_named(weight):
+    weight = weight.clone()
+    weight.view(-1)[3] = float("nan")
+    with pytest.raises(NonFiniteError, match="cannot be shared"):
+        share_at_rate(weight, 4, 0.0)

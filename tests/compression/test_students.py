@@ -91,6 +91,9 @@ def test_a_plan_runs_once_and_what_it_says_is_what_the_student_does(small_world,
         assert (evaluate(student, small_world).predictions == evaluation_of(PLAN, result).predictions).all()
     monkeypatch.setattr(students, "Trainer", None)  # nothing is trained again
     assert list(run_plan(PLAN, root=tmp_path)) == results
+    other = replace(PLAN, arms=(PLAN.arms[0], replace(PLAN.arms[1], weight_bits=2)))
+    with pytest.raises(ConfigError, match="'low' with other settings"):
+        list(run_plan(other, root=tmp_path))
 
 
 def test_a_student_is_shipped_with_its_accuracy(small_world, tmp_path):

@@ -94,3 +94,8 @@ def test_mistakes():
         allocate(costs, {"l0": dict.fromkeys(BITS, 1.5)}, 100)
     with pytest.raises(ConfigError, match="not a number"):
         allocate({"l0": dict.fromkeys(BITS, float("nan"))}, sizes, 100)
+
+
+def test_whole_numbers_may_be_written_as_floats():
+    costs, sizes = {"a": {4: 1.0, 8: 0.0}}, {"a": {4: 40.0, 8: 80.0}}
+    assert allocate(costs, sizes, budget=79.0) == {"a": 4}

@@ -129,3 +129,17 @@ def test_mistakes():
     for spread in (0.5, math.nan):
         with pytest.raises(ConfigError, match="1 or more"):
             unbalance(Chain().eval(), spread)
+
+
+def test_a_layer_that_is_called_twice_is_left_alone():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(self.conv(x).relu()).relu()
+
+    model, x = Twice().eval(), torch.randn(2, 4, 8, 8)
+    assert links(fuse(model).graph) == []
+    assert torch.equal(equalize(model)(x), fuse(model)(x))

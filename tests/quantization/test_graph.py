@@ -172,3 +172,16 @@ def test_untraceable_and_train_mode_are_refused():
 def test_a_block_inside_keeps_its_scope_in_names():
     names = [n.target for n in fuse(nn.Sequential(Block()).eval(), unsupported="float").graph.nodes]
     assert "0.conv" in names and "0.pool" in names
+
+
+def test_a_module_called_by_keyword_is_like_any_other():
+    class Named(Tiny):
+        def forward(self, x):
+            x = self.pool(input=self.relu(self.bn1(self.conv1(input=x))))
+            return self.fc(self.conv2(x).mean((2, 3)))
+
+    model, x = randomize(Named()), torch.randn(2, 3, 16, 16)
+    assert unsupported(model) == []
+    graph = fuse(model)
+    assert torch.allclose(graph(x), model(x), atol=1e-5)
+    assert all(not node.kwargs for node in graph.graph.nodes if node.op == "call_module")

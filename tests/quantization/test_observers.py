@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quantlib.errors import ConfigError, NonFiniteError, NotCalibratedError
-from quantlib.quantization.affine import fake_quantize
+from quantlib.quantization.affine import QParams, fake_quantize
 from quantlib.quantization.metrics import mse
 from quantlib.quantization.observers import OBSERVERS, make_observer, optimal_clip
 from quantlib.quantization.observers.base import flat
+from quantlib.quantization.observers.fixed import FixedObserver
 
 WATCHING = [name for name in OBSERVERS if name != "placeholder"]
 PER_CHANNEL = ["minmax", "moving_average", "percentile", "mse", "recording"]
@@ -296,3 +297,17 @@ def test_a_settled_observer_keeps_its_range_and_nothing_else(axis: int | None) -
     again(x)
     assert torch.equal(low, again.range()[0]) and torch.equal(high, again.range()[1])
     assert observer.kept == [] and observer.histogram is None
+    assert observer.with_bits(3).range()[0] is low
+    for again in (lambda: observer(x), lambda: observer.with_bits(4)):
+        with pytest.raises(ConfigError, match="has settled on its range"):
+            again()
+    observer.reset()
+    observer(x)
+
+
+def test_a_fixed_observer_knows_the_ends_of_its_own_grid() -> None:
+    grid = QParams(torch.tensor(0.5), torch.tensor(128), 121, 135)
+    fixed = FixedObserver(grid, make_observer("minmax", bits=4))
+    assert [float(end) for end in fixed.range()] == [-3.5, 3.5]
+    fixed.to("meta")
+    assert fixed.qparams().scale.device.type == "meta"

@@ -49,3 +49,8 @@ def test_unknown_type_and_name_suggest_the_closest():
         QConfig(by_name={"layer1.0.conv11": None}).check_names(["layer1.0.conv1", "fc"])
     with pytest.raises(ConfigError, match="must be a Scheme"):
         QConfig(weight=4)
+
+
+def test_an_override_is_a_qconfig_or_none():
+    with pytest.raises(ConfigError, match="override for 'conv1' must be a QConfig or None"):
+        QConfig(by_name={"conv1": Scheme(bits=4)})

@@ -246,6 +246,28 @@ def test_bfloat16_while_learning_compiled_or_not_is_about_as_good():
     assert max(errors) < 0.8 * nearest
 
 
+def test_a_layer_left_in_float_is_left_alone():
+    torch.manual_seed(0)
+    x, plain = images(), QConfig(weight=None, activation=None)
+    config = QConfig(FEW, Scheme(bits=4, observer="mse"), by_name={"conv1": plain})
+    found = reconstruct(calibrate(prepare(randomize(Tiny()), config), [x]), [x], SHORT)
+    assert [report.kept for report in found.reports if report.unit == "conv1"] == [False]
+    assert any(report.kept for report in found.reports)
+
+
+def test_two_pairs_of_one_module_have_two_names():
+    class Pairs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stage = nn.ModuleDict({name: nn.Conv2d(3, 3, 1) for name in "abcd"})
+
+        def forward(self, x):
+            x = self.stage["a"](x) + self.stage["b"](x)
+            return self.stage["c"](x) + self.stage["d"](x)
+
+    assert [unit.name for unit in blocks(fuse(Pairs().eval()).graph)] == ["stage", "stage..stage.d"]
+
+
 def test_the_result_has_the_learned_integers_in_every_kind():
     prepared, x = calibrated(bits=4)
     found = reconstruct(prepared, [x], SHORT, kind="integer")
@@ -328,7 +350,9 @@ def test_mistakes():
     with pytest.raises(ConfigError, match="no batches"):
         reconstruct(prepared, [])
     with pytest.raises(ConfigError, match="learns nothing"):
-        reconstruct(prepared, [x], Recipe(rounding=False))
+        Recipe(rounding=False)
+    with pytest.raises(ConfigError, match="learned with their rounding"):
+        Recipe(rounding=False, ranges=True, scales=True)
     with pytest.raises(NonFiniteError, match="conv1"):
         reconstruct(prepared, [x * float("nan")], SHORT)
     found = reconstruct(prepared, [x], Recipe(iterations=1))

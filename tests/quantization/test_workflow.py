@@ -228,3 +228,53 @@ def test_observers_move_with_the_network(images):
     prepared = calibrate(prepare(randomize(Spellings()), MINMAX), [images])
     prepared.to(torch.float64)
     assert prepared.activations["conv"].maximum.dtype == torch.float64
+
+
+def test_a_layer_with_a_name_of_ours_is_refused():
+    model = nn.Sequential()
+    model.add_module("input", nn.Conv2d(3, 4, 1))
+    with pytest.raises(ConfigError, match="Rename the layer 'input'"):
+        prepare(model.eval())
+
+
+def test_one_tensor_is_no_iterable_of_batches(images):
+    with pytest.raises(ConfigError, match=r"not one tensor; pass \[x\]"):
+        calibrate(prepare(randomize(Tiny()), MINMAX), images)
+
+
+class Broadcast(nn.Module):
+    """A 1x1 map is added to all pixels, in either order, by either kind of convolution."""
+
+    def __init__(self, size, first):
+        super().__init__()
+        self.begin, self.first = nn.Conv2d(3, 4, 3, padding=1), first
+        self.pool, self.conv = nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 4, size, padding=size // 2)
+
+    def forward(self, x):
+        x = self.begin(x).relu()
+        y = self.conv(self.pool(x))
+        return ((y + x) if self.first else (x + y)).relu()
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("kind", ["mixed", "integer"])
+def test_a_summand_may_be_broadcast(images, size, first, kind):
+    model = Broadcast(size, first).eval()
+    config = QConfig(activation=Scheme(observer="minmax"), quantize_output=True)
+    prepared = calibrate(prepare(model, config, example=images), [images])
+    options = {"engine": "reference"} if kind == "integer" else {}
+    with torch.no_grad():
+        wanted, got = model(images), convert(prepared, kind, **options)(images)
+    assert (got - wanted).abs().max() < 0.05 * wanted.abs().max()
+
+
+def test_what_observers_keep_beside_buffers_moves_too(images):
+    tensors = QConfig(weight=Scheme(per_channel=True, observer="mse"), activation=Scheme(observer="mse"))
+    prepared = calibrate(prepare(randomize(Tiny()), tensors), [images])
+    prepared.activations["conv1"].range()
+    prepared.to("meta")
+    for observer in (*prepared.activations.values(), *prepared.weights.values()):
+        counted = [] if observer.histogram is None else [observer.histogram.counts]
+        held = [observer.minimum, *observer.kept, *counted, *(observer._chosen or ())]
+        assert all(tensor.device.type == "meta" for tensor in held)

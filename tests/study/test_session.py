@@ -57,6 +57,11 @@ def test_what_is_recorded_comes_back(small_course, measured, capsys):
     table = use(run, a, b)
     pd.testing.assert_frame_equal(run.recorded("things"), table, check_dtype=False, atol=1e-6)
     pd.testing.assert_frame_equal(study.start("02").recorded("things", notebook="01"), run.recorded("things"))
+    study.start("02").show_recorded("things")  # nothing there: says so and shows nothing
+    assert "mse" not in capsys.readouterr().out
+    study.start("01").show_recorded("things")
+    shown = capsys.readouterr().out
+    assert "96.00 [90.16, 98.43]" in shown and "n = 100 test images" in shown
     kept = study.start("01").recorded_predictions("w8a8")
     assert compare(a, kept).drop == 4.0
     with pytest.raises(StudyError, match="predictions/01_nothing.npz is not there"):

@@ -40,7 +40,10 @@ def test_factorized_under_the_budget_tuned_resumed_and_published(tmp_path, monke
     monkeypatch.setattr(tune_lowrank, "factorize_under", None)  # must not be needed again
     assert tune_lowrank.main(command) == 0
     assert "from step 2; state" in capsys.readouterr().out
+    assert tune_lowrank.main([*command[:-1], "0.5"]) == 1
+    assert "was made with share 0.6" in capsys.readouterr().err
     _, _, about = published[0]
+    assert about["notebook"] == "17"
     tuned = about["network"]
     tuned.load_state_dict(torch.load(folder / "best.pt", weights_only=True))
     assert 0.4 < all_macs(tuned) / all_macs(original) <= 0.6

@@ -36,8 +36,10 @@ def test_shared_tuned_resumed_and_listed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tune_shared, "shares", None)  # must not be needed again
     assert tune_shared.main(command) == 0
     assert "from step 2; state" in capsys.readouterr().out
+    assert tune_shared.main([*command, "--clusters", "4"]) == 1
+    assert "clusters 8" in capsys.readouterr().err
     entry = tune_shared.listed(into)["resnet20_0.07mb"]
-    assert entry["bytes"] == len(first) and 70_000 < len(first) < 80_000
+    assert entry["epochs"] == 1 and entry["bytes"] == len(first) and 70_000 < len(first) < 80_000
     assert (into / entry["file"]).read_bytes() == first
     network = decompress(into / entry["file"])
     distinct = {name: len(weight.unique()) for name, weight in weights_of(network).items()}

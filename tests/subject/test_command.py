@@ -1,10 +1,11 @@
 """How commands end, and that training goes on where no compiler works."""
 
+import pytest
 import torch
 from torch import nn
 
 from quantlib.errors import ConfigError
-from quantlib.subject.command import run_command
+from quantlib.subject.command import check_start, run_command
 from quantlib.subject.compiled import compiled
 
 
@@ -35,3 +36,9 @@ def test_without_a_compiler_the_plain_model_is_used(monkeypatch, capsys) -> None
 
 def raises_when_called(x):
     raise OSError("no C++ compiler")
+
+
+def test_a_start_made_with_other_options_is_refused(tmp_path):
+    check_start(tmp_path, {"share": 0.4}, {"share": 0.4})
+    with pytest.raises(ConfigError, match="was made with share 0.4; give --folder"):
+        check_start(tmp_path, {"share": 0.4}, {"share": 0.3})

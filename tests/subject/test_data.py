@@ -299,3 +299,9 @@ def test_images_are_frozen():
     assert isinstance(images, Images)
     with pytest.raises(AttributeError):
         images.split = "train"
+
+
+def test_a_mask_selects_what_it_says():
+    images = load("test").take(50)
+    threes = images.subset(images.labels == 3)
+    assert len(threes) == int((images.labels == 3).sum()) > 0 and (threes.labels == 3).all()

@@ -97,3 +97,12 @@ def test_evaluate_keeps_order_and_mode_and_does_not_depend_on_the_batch() -> Non
     bright = data.normalize(images.pixels).mean((1, 2, 3)) > 0
     assert np.array_equal(whole.predictions, bright.long().numpy())
     assert whole.accuracy == int((bright.long() == images.labels).sum())  # of 100 images
+
+
+def test_no_images_is_one_sentence_and_the_mode_comes_back() -> None:
+    images, model = data.load("test").take(4), nn.Sequential(nn.Flatten(), nn.Linear(5, 2)).train()
+    with pytest.raises(ConfigError, match="no images to classify"):
+        evaluate(model, images.take(0))
+    with pytest.raises(RuntimeError):
+        evaluate(model, images)
+    assert model.training

@@ -48,3 +48,8 @@ def test_many_writers_leave_one_whole_file(tmp_path: Path) -> None:
     with ThreadPoolExecutor(10) as pool:
         list(pool.map(lambda content: write_atomically(path, content), contents))
     assert path.read_text() in contents and names(tmp_path) == ["result.json"]
+
+
+def test_a_missing_folder_is_made(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a" / "b" / "c.txt", "here")
+    assert (tmp_path / "a" / "b" / "c.txt").read_text() == "here"

@@ -239,3 +239,13 @@ def test_training_starts_from_a_given_model_or_from_a_checkpoint(tmp_path: Path,
     monkeypatch.setattr(training, "load_checkpoint", lambda name: asked.append(name) or given)
     assert trainer(tmp_path / "start", replace(TINY, start="resnet20")).model is given
     assert asked == ["resnet20"]
+
+
+def test_an_epoch_that_is_done_again_is_logged_once(tmp_path: Path) -> None:
+    first = trainer(tmp_path)
+    first.run()
+    whole = (tmp_path / "log.csv").read_text()
+    first.log.append({**dict.fromkeys(whole.splitlines()[0].split(","), 0), "step": first.step + 3})
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 4
+    trainer(tmp_path)  # a kill came between log and state
+    assert (tmp_path / "log.csv").read_text() == whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -61,6 +62,17 @@ class Observer(nn.Module):
         self.register_buffer("minimum", None, persistent=False)
         self.register_buffer("maximum", None, persistent=False)
         self._chosen: tuple[Tensor, Tensor] | None = None
+        self.settled = False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Observer:
+        """To another device, with what is held beside the buffers."""
+        self.move(fn(torch.zeros(())).device)
+        return super()._apply(fn, recurse)  # type: ignore[return-value]
+
+    def move(self, device: torch.device) -> None:
+        """Take along what is no buffer."""
+        if self._chosen is not None:
+            self._chosen = self._chosen[0].to(device), self._chosen[1].to(device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Observe `x` and hand it on unchanged."""
@@ -83,6 +95,8 @@ class Observer(nn.Module):
                 "call reset() before observing another layer."
             )
         self._chosen = None
+        if self.settled:
+            raise ConfigError("This observer has settled on its range; reset() it to observe anew.")
         self.observe(data if self.takes_any_float else data.float(), low, high)
         return x
 
@@ -137,19 +151,22 @@ class Observer(nn.Module):
 
     def with_bits(self, bits: int) -> Observer:
         """A copy for another number of bits that has observed the same: one calibration serves them all."""
+        if self.settled and bits != self.bits:
+            raise ConfigError("This observer has settled on its range; reset() it to observe anew.")
         other = copy.deepcopy(self)
         other.quant_min, other.quant_max = quant_range(bits, self.signed, self.narrow_range)
-        other.bits, other._chosen = bits, None
+        other.bits, other._chosen = bits, self._chosen if self.settled else None
         return other
 
     def settle(self) -> Observer:
         """Choose the range now, and let go of what only the choice needed; nothing can be added after it."""
         self.range()
+        self.settled = True
         return self
 
     def reset(self) -> None:
         """Forget everything observed."""
-        self.minimum, self.maximum, self._chosen = None, None, None
+        self.minimum, self.maximum, self._chosen, self.settled = None, None, None, False
 
     def extra_repr(self) -> str:
         """Bits, integers, symmetry and axis."""
@@ -169,6 +186,13 @@ class KeepingObserver(Observer):
         super().__init__(*args, **kwargs)
         self.histogram = None
         self.kept: list[Tensor] = []
+
+    def move(self, device: torch.device) -> None:
+        """Take along what was counted or kept."""
+        super().move(device)
+        self.kept = [part.to(device) for part in self.kept]
+        if isinstance(getattr(self.histogram, "counts", None), Tensor):
+            self.histogram.counts = self.histogram.counts.to(device)
 
     def observe(self, x: Tensor, low: Tensor, high: Tensor) -> None:
         """Count one batch; with `axis`, keep it."""

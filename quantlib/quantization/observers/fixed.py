@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from quantlib.errors import ConfigError
@@ -22,14 +23,19 @@ class FixedObserver(Observer):
         super().__init__(like.bits, like.signed, like.symmetric, like.narrow_range, like.axis)
         self.learned = grid
 
+    def move(self, device: torch.device) -> None:
+        """Take the grid along."""
+        self.learned = self.learned.to(device)
+
     def forward(self, x: Tensor) -> Tensor:
         """Hand `x` on."""
         return x
 
     def range(self) -> tuple[Tensor, Tensor]:
         """The values of the grid's two ends."""
-        scale, zero_point = self.learned.scale, self.learned.zero_point
-        return (self.quant_min - zero_point) * scale, (self.quant_max - zero_point) * scale
+        grid = self.learned
+        low, high = grid.quant_min - grid.zero_point, grid.quant_max - grid.zero_point
+        return low * grid.scale, high * grid.scale
 
     def qparams(self) -> QParams:
         """The grid that was given."""

@@ -66,6 +66,10 @@ class Recipe:
             raise ConfigError("drop and warm_up are shares, 0 or more and below 1.")
         if self.iterations < 1 or self.batch_size < 1:
             raise ConfigError("A recipe needs at least one iteration of at least one image.")
+        if not (self.rounding or self.ranges or self.biases):
+            raise ConfigError("This recipe learns nothing: set rounding, ranges or biases.")
+        if self.scales and not self.rounding:
+            raise ConfigError("The scales of weights are learned with their rounding: set rounding=True.")
 
     def rates(self) -> tuple[float, float]:
         """Adam's rates for the rounding, and for scales and biases: 10 and 1 over the iterations if None."""
@@ -187,6 +191,8 @@ def _learn(
     """Train one unit; back to where it was if that did not help."""
     began, low, wanted = time.perf_counter(), tensors[0], tensors[2]
     before, start = error(network, unit, low, wanted), network.state(unit)
+    if not _learns(network, unit, recipe):
+        return Report(unit.name, before, before, False, time.perf_counter() - began)
     with compiling(recipe.iterations >= LONG):
         _train(network, unit, tensors, recipe, rng)
     after = error(network, unit, low, wanted)
@@ -194,6 +200,14 @@ def _learn(
     if not kept:
         network.load_state(unit, start)
     return Report(unit.name, before, min(before, after), kept, time.perf_counter() - began)
+
+
+def _learns(network: LowBitNetwork, unit: Unit, recipe: Recipe) -> bool:
+    """Whether there is anything to learn: a unit may have been left in float32."""
+    names = [site_name(node) for node in unit.layers if site_name(node) in network.weights]
+    biased = any(network.biases[name] is not None for name in names)
+    ranged = recipe.ranges and bool(network.ranges_of(unit))
+    return bool(recipe.rounding and names) or ranged or (recipe.biases and biased)
 
 
 def _train(
@@ -247,8 +261,6 @@ def _prepare(
     rate, rate_slow = recipe.rates()
     groups = [{"params": fast, "lr": rate}, {"params": slow, "lr": rate_slow}]
     groups = [group for group in groups if group["params"]]
-    if not groups:
-        raise ConfigError("This recipe learns nothing: set rounding, ranges or biases.")
     optimizer = torch.optim.Adam(groups, fused=True)
 
     def schedule(step: int) -> None:

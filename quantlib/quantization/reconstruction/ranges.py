@@ -105,4 +105,5 @@ def dropped(x: Tensor, share: float, rng: np.random.Generator) -> Drop:
     numpy's bytes: ten times as fast as torch's uniform numbers, and the same on every machine.
     Introduced in notebook 10.
     """
-    return torch.frombuffer(bytearray(rng.bytes(x.numel())), dtype=torch.uint8), round(256 * share)
+    drawn = torch.frombuffer(bytearray(rng.bytes(x.numel())), dtype=torch.uint8)
+    return drawn.to(x.device), round(256 * share)

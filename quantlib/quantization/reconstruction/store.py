@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from quantlib.subject.files import replace_atomically
 
 
 class Store:
@@ -36,9 +37,7 @@ class Store:
             return None
 
     def put(self, name: str, tensors: Mapping[str, Tensor], report: Mapping[str, Any]) -> None:
-        """Keep a unit; written aside, then renamed, so that a kill leaves the whole file or none."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        aside = self._path(name).with_suffix(f".{os.getpid()}")
+        """Keep a unit, whole or not at all."""
         dense = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        save_file(dense, aside, {"report": json.dumps(dict(report))})
-        os.replace(aside, self._path(name))
+        with replace_atomically(self._path(name)) as aside:
+            save_file(dense, aside, {"report": json.dumps(dict(report))})

@@ -55,7 +55,13 @@ def blocks(graph: fx.Graph) -> list[Unit]:
     if not pieces:
         raise ConfigError("There is no convolution and no linear layer to reconstruct.")
     pieces[-1][1].extend(nodes[begin:])
-    return [Unit(_name(part), start, tuple(part)) for start, part in pieces]
+    units: list[Unit] = []
+    for start, part in pieces:
+        name = _name(part)
+        if name in [unit.name for unit in units]:  # parallel layers of one module, twice
+            name = f"{name}..{[site_name(node) for node in part if _has_weight(node)][-1]}"
+        units.append(Unit(name, start, tuple(part)))
+    return units
 
 
 def split(block: Unit, granularity: str) -> list[Unit]:
