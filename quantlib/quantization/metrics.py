@@ -49,22 +49,6 @@ def sqnr_db(reference: Tensor, approximation: Tensor) -> float:
     return float(20 * torch.log10(torch.linalg.vector_norm(reference) / noise))
 
 
-def cosine(a: Tensor, b: Tensor) -> float:
-    """Cosine of the angle between two tensors, a.b / (|a| |b|); 1 for two zero tensors, 0 for one.
-
-    Raises ConfigError when the shapes differ or are empty. Introduced in notebook 07.
-
-    >>> cosine(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0]))
-    0.0
-    """
-    a, b = _pair(a, b)
-    norms = torch.linalg.vector_norm(a), torch.linalg.vector_norm(b)
-    if norms[0] == 0 or norms[1] == 0:
-        return float(norms[0] == norms[1])
-    # Divide each by its own norm: the product of two norms can leave the range of float64.
-    return float(torch.dot(a / norms[0], b / norms[1]).clamp(-1.0, 1.0))
-
-
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
     """Spearman's rank correlation: Pearson's correlation of the ranks, ties sharing their mean rank; -1 to 1.
 

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from quantlib.errors import ConfigError, QuantlibError
+from quantlib.errors import ConfigError, QuantlibError, StudyError
 from quantlib.study import results
 from quantlib.study.manifest import find_root
 from quantlib.study.memory import peak_memory
@@ -41,6 +41,8 @@ def compete(
     (median, lowest, highest), lead (see `leads`), peak_mb of resident memory at the largest batch, missing.
     Introduced in notebook 18.
     """
+    if not field.networks:
+        raise StudyError(f"There is nothing to race; missing: {', '.join(field.missing) or 'all'}.")
     first = first_calls(field.networks, sample, sizes)
     timings = race(field.networks, sample, sizes, repeats)
     peaks = peak_memory(field.networks, max(sizes)) if memory else {}

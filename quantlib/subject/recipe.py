@@ -120,6 +120,9 @@ def recipe_of(name: str, settings: dict[str, Any]) -> Recipe:
     unknown = set(settings) - {field.name for field in fields(Recipe)}
     if unknown:
         raise ConfigError(f"{name}.toml has settings that are not known: {', '.join(sorted(unknown))}")
+    missing = {"model", "stages"} - set(settings)
+    if missing:
+        raise ConfigError(f"{name}.toml lacks {' and '.join(sorted(missing))}.")
     stages = tuple(tuple(int(number) for number in stage) for stage in settings["stages"])
     cycles = tuple((int(count), float(peak)) for count, peak in settings.get("cycles", ()))
     recipe = Recipe(name=name, **{**settings, "stages": stages, "cycles": cycles})

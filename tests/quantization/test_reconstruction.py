@@ -349,6 +349,8 @@ def test_mistakes():
         reconstruct(prepared, [x], SHORT, only=["conv9"])
     with pytest.raises(ConfigError, match="no batches"):
         reconstruct(prepared, [])
+    with pytest.raises(ConfigError, match="not one tensor"):
+        correct_bias(prepared, x)
     with pytest.raises(ConfigError, match="learns nothing"):
         Recipe(rounding=False)
     with pytest.raises(ConfigError, match="learned with their rounding"):

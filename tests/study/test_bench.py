@@ -76,3 +76,12 @@ def test_what_is_impossible_is_one_sentence(capsys):
     assert "the shipped images allow 1 to 1000" in capsys.readouterr().err
     assert bench.main(["--rivals", "openvinno"]) == 1
     assert "did you mean 'openvino'" in capsys.readouterr().err
+
+
+def test_a_race_without_runners_is_one_sentence(monkeypatch, capsys):
+    def not_here(contest):
+        raise ImportError("No module named 'fancy'")
+
+    monkeypatch.setitem(rivals.RIVALS, "fancy", not_here)
+    assert bench.main(["--rivals", "fancy", "--batch", "1"]) != 0
+    assert "nothing to race; missing: fancy" in capsys.readouterr().err

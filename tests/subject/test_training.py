@@ -249,3 +249,9 @@ def test_an_epoch_that_is_done_again_is_logged_once(tmp_path: Path) -> None:
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 4
     trainer(tmp_path)  # a kill came between log and state
     assert (tmp_path / "log.csv").read_text() == whole
+
+
+def test_a_recipe_that_lacks_something_says_what(tmp_path: Path) -> None:
+    (tmp_path / "bare.toml").write_text("seed = 1")
+    with pytest.raises(ConfigError, match="bare.toml lacks model and stages"):
+        load_recipe(str(tmp_path / "bare.toml"))

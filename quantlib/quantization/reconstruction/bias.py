@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from quantlib.errors import ConfigError
 from quantlib.quantization.reconstruction.network import LowBitNetwork
-from quantlib.quantization.reconstruction.passes import CHUNK, through
+from quantlib.quantization.reconstruction.passes import CHUNK, all_of, through
 from quantlib.quantization.reconstruction.units import Unit, blocks
 from quantlib.quantization.sites import site_name
 from quantlib.quantization.workflow import Prepared
@@ -26,11 +25,8 @@ def correct_bias(prepared: Prepared, batches: Iterable[Any], kind: str = "mixed"
     `kind`: as in `convert`. Raises ConfigError without images. Source: Nagel et al. 2019, section 4.2 and
     appendix D. Introduced in notebook 10.
     """
-    shown = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
-    if not shown:
-        raise ConfigError("correct_bias got no batches; pass an iterable with at least one.")
     network = LowBitNetwork(prepared, kind)
-    exact = low = torch.cat(shown)
+    exact = low = all_of(batches, "correct_bias")
     for block in blocks(prepared.graph):
         for node in block.layers:
             bias = network.biases.get(site_name(node))

@@ -17,7 +17,7 @@ from quantlib.progress import progress
 from quantlib.quantization.qconfig import check_name
 from quantlib.quantization.reconstruction.network import LowBitNetwork
 from quantlib.quantization.reconstruction.one_pass import compiling, flat
-from quantlib.quantization.reconstruction.passes import distance, error, loaded, through
+from quantlib.quantization.reconstruction.passes import all_of, distance, error, loaded, through
 from quantlib.quantization.reconstruction.ranges import dropped, mixed
 from quantlib.quantization.reconstruction.rounding import SoftRounding
 from quantlib.quantization.reconstruction.store import Store
@@ -137,10 +137,7 @@ def reconstruct(
     """
     recipe = recipe or Recipe()
     network = LowBitNetwork(prepared, kind)
-    shown = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
-    if not shown:
-        raise ConfigError("reconstruct got no batches; pass an iterable with at least one.")
-    exact = low = torch.cat(shown)
+    exact = low = all_of(batches, "reconstruct")
     blocks = pieces(prepared.graph, recipe.granularity)
     for name in only or ():
         check_name(name, [block.name for block in blocks], "unit")

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from quantlib.errors import NonFiniteError
+from quantlib.errors import ConfigError, NonFiniteError
 from quantlib.quantization.reconstruction.network import LowBitNetwork
 from quantlib.quantization.reconstruction.one_pass import one_pass
 from quantlib.quantization.reconstruction.units import Unit
 
 CHUNK = 32
 """Images that go through a unit together when nothing is trained."""
+
+
+def all_of(batches: Iterable[Any], asker: str) -> Tensor:
+    """The images of batches of x, or of (x, label), in one tensor; ConfigError where there are none."""
+    if isinstance(batches, Tensor):
+        raise ConfigError(f"{asker} needs an iterable of batches, not one tensor; pass [x].")
+    shown = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
+    if not shown:
+        raise ConfigError(f"{asker} got no batches; pass an iterable with at least one.")
+    return torch.cat(shown)
 
 
 @torch.no_grad()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,18 @@ def onnxruntime_fp32(model: nn.Module, x: Tensor) -> OnnxRuntime:
     return OnnxRuntime(float_to_onnx(model, x.shape[1:]).SerializeToString())
 
 
+@contextmanager
+def _quiet_log() -> Iterator[None]:
+    """The quantizer warns through the root logger; it gets its level back."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(before)
+
+
 class OnnxRuntimeInt8(OnnxRuntime):
     """ONNX Runtime's own static quantization of the float network: QDQ, min-max, weights per channel.
 
@@ -55,10 +68,9 @@ class OnnxRuntimeInt8(OnnxRuntime):
         import onnx
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-        logging.getLogger().setLevel(logging.ERROR)
         shown = iter([{IMAGES: x.contiguous().numpy()}])
         reader = type("Reader", (CalibrationDataReader,), {"get_next": lambda self: next(shown, None)})()
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), _quiet_log():
             warnings.simplefilter("ignore")
             exact, rounded = (str(Path(folder) / name) for name in ("float.onnx", "int8.onnx"))
             onnx.save(float_to_onnx(model, x.shape[1:]), exact)
