@@ -64,7 +64,7 @@ def published_table(loaded: Course, old: Old) -> str:
     return "\n".join(lines)
 
 
-def notebook_table(loaded: Course, _: Old) -> str:
+def notebook_table(loaded: Course, _: Old = ()) -> str:
     """The index of the notebooks: number, title with link, question, minutes."""
     names = list(loaded.profiles)
     lines = [
@@ -81,16 +81,17 @@ def notebook_table(loaded: Course, _: Old) -> str:
     return "\n".join(lines)
 
 
-def claims_table(loaded: Course, old: Old) -> str:
-    """The ledger: every claim with verdict and evidence from results/."""
-    head = ["the field says", "verdict", "measured", "notebook"]
+def claims_table(loaded: Course, old: Old | None = None, published: bool = False) -> str:
+    """The ledger: every claim with verdict and evidence from results/, and what others have `published`."""
+    head = ["the field says", "verdict", "measured", *(["published"] if published else []), "notebook"]
     lines = [_line(head), "|" + "---|" * len(head)]
-    waiting = {experiment[:2] for experiment in old}
+    waiting = {experiment[:2] for experiment in (outdated(loaded.root) if old is None else old)}
     for claim in ledger(loaded).to_dict("records"):
+        others = [claim["published"] or "we found none"] if published else []
         verdict = claim["verdict"]
         if verdict != "open" and claim["notebook"] in waiting:
             verdict += EARLIER
-        lines.append(_line([claim["text"], verdict, claim["evidence"], claim["notebook"]]))
+        lines.append(_line([claim["text"], verdict, claim["evidence"], *others, claim["notebook"]]))
     return "\n".join(lines)
 
 

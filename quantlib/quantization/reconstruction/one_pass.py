@@ -13,8 +13,8 @@ from torch import Tensor
 
 from quantlib.quantization.observers import base
 
-P = ParamSpec("P")
-R = TypeVar("R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 _state: dict[str, Any] = {"wanted": False, "works": True}
 
@@ -33,17 +33,17 @@ def compiling(wanted: bool = True) -> Iterator[None]:
         _state["wanted"] = before
 
 
-def one_pass(function: Callable[P, R]) -> Callable[P, R]:
+def one_pass(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """The same function; inside `compiling` through torch.compile, where that works.
 
     The values are those of eager mode up to the last bit of a sum. Each number of dimensions, each dtype and
     each plain number is compiled anew, torch gives up after eight: so `flat` tensors, and tensors for
     numbers that change. Introduced in notebook 10.
     """
-    made: list[Callable[P, R]] = []
+    made: list[Callable[_P, _R]] = []
 
     @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         if not (_state["wanted"] and _state["works"]):
             return function(*args, **kwargs)
         if not made:
