@@ -188,8 +188,6 @@ def _learn(
     """Train one unit; back to where it was if that did not help."""
     began, low, wanted = time.perf_counter(), tensors[0], tensors[2]
     before, start = error(network, unit, low, wanted), network.state(unit)
-    if not _learns(network, unit, recipe):
-        return Report(unit.name, before, before, False, time.perf_counter() - began)
     with compiling(recipe.iterations >= LONG):
         _train(network, unit, tensors, recipe, rng)
     after = error(network, unit, low, wanted)
@@ -199,21 +197,16 @@ def _learn(
     return Report(unit.name, before, min(before, after), kept, time.perf_counter() - began)
 
 
-def _learns(network: LowBitNetwork, unit: Unit, recipe: Recipe) -> bool:
-    """Whether there is anything to learn: a unit may have been left in float32."""
-    names = [site_name(node) for node in unit.layers if site_name(node) in network.weights]
-    biased = any(network.biases[name] is not None for name in names)
-    ranged = recipe.ranges and bool(network.ranges_of(unit))
-    return bool(recipe.rounding and names) or ranged or (recipe.biases and biased)
-
-
 def _train(
     network: LowBitNetwork, unit: Unit, tensors: Tensors, recipe: Recipe, rng: np.random.Generator
 ) -> None:
     """The iterations of one unit; the network holds what was learned afterwards."""
     low, exact, wanted = tensors
     names = [site_name(node) for node in unit.layers if site_name(node) in network.weights]
-    optimizer, schedule = _prepare(network, unit, names, recipe, rng)
+    learning = _prepare(network, unit, names, recipe, rng)
+    if learning is None:
+        return _decide(network, unit, names)
+    optimizer, schedule = learning
     for step in range(recipe.iterations):
         drawn = rng.choice(len(low), min(recipe.batch_size, len(low)), replace=False)
         chosen = torch.from_numpy(np.sort(drawn))
@@ -237,8 +230,8 @@ def _train(
 
 def _prepare(
     network: LowBitNetwork, unit: Unit, names: list[str], recipe: Recipe, rng: np.random.Generator
-) -> tuple[torch.optim.Optimizer, Callable[[int], None]]:
-    """Make the unit trainable; the optimizer, and what sets its rates at a step."""
+) -> tuple[torch.optim.Optimizer, Callable[[int], None]] | None:
+    """Make the unit trainable; the optimizer and what sets its rates, or None where nothing can learn."""
     fast: list[Tensor] = []
     slow: list[Tensor] = []
     for name in names:
@@ -258,6 +251,8 @@ def _prepare(
     rate, rate_slow = recipe.rates()
     groups = [{"params": fast, "lr": rate}, {"params": slow, "lr": rate_slow}]
     groups = [group for group in groups if group["params"]]
+    if not groups:  # all of it was left in float32
+        return None
     optimizer = torch.optim.Adam(groups, fused=True)
 
     def schedule(step: int) -> None:
