@@ -18,6 +18,7 @@ from quantlib.study import execute, results
 from quantlib.study.execute import Order
 from quantlib.study.manifest import Course, Notebook
 from quantlib.study.process import crashed, read_record, stop, stopped, write_record
+from quantlib.subject import checkpoints
 
 RESERVED = {"PROFILE": "--profile", "DEVICE": "--device"}
 """Parameters that have an option of their own."""
@@ -68,7 +69,7 @@ class Job:
     def inputs(self) -> list[Path]:
         """The files whose change makes it run again."""
         root = self.course.root
-        kept = [root / "checkpoints" / name for name in ("index.json", "compressed.json")]
+        kept = [root / "checkpoints" / name for name in (checkpoints.INDEX, checkpoints.COMPRESSED)]
         listed = [self.course.path(self.notebook), root / "course.toml", *kept]
         read = [root / name for name in self.notebook.reads if name.startswith("results/")]
         code = [path for ending in ("py", "mplstyle", "toml") for path in LIBRARY.rglob(f"*.{ending}")]

@@ -75,7 +75,6 @@ def frame(rows: Rows) -> pd.DataFrame:
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new one, never a part."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
     except OSError as error:
         raise StudyError(f"{path.name} could not be written: {error.strerror or error}.") from error

@@ -36,9 +36,6 @@ from quantlib.subject.recipe import load_recipe
 from quantlib.subject.state import load_best
 from quantlib.subject.training import Trainer, add_arguments, trainer_of
 
-LIST = "compressed.json"
-"""The list of the compressed files, beside them."""
-
 
 class Taught(Hooks):
     """Half the loss is what the labels say, half what the float32 network says."""
@@ -123,7 +120,7 @@ def write(name: str, network: nn.Module, options: argparse.Namespace, epochs: in
         "start_sha256": info["sha256"], "clusters": options.clusters, "epochs": epochs,
         "validation_accuracy": result.accuracy, "validation_n": result.n,
     }  # fmt: skip
-    enter(folder / LIST, name, entry)
+    enter(folder / checkpoints.COMPRESSED, name, entry)
     print(f"{path}: {report.bytes:,} bytes, validation {result}")
 
 
@@ -135,7 +132,7 @@ def enter(path: Path, name: str, entry: dict[str, Any]) -> None:
 
 def listed(folder: Path | None = None) -> dict[str, dict[str, Any]]:
     """The tuned compressed files that have been made, by name; empty where there are none yet."""
-    path = (folder or checkpoints.ROOT) / LIST
+    path = (folder or checkpoints.ROOT) / checkpoints.COMPRESSED
     found: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
     return found
 

@@ -18,6 +18,10 @@ from quantlib.subject.recipe import RECIPES
 
 ROOT = Path(os.environ.get("QUANTLIB_CHECKPOINTS", Path(__file__).parents[2] / "checkpoints"))
 """The folder of the checkpoints: QUANTLIB_CHECKPOINTS, else checkpoints/ beside the library."""
+INDEX = "index.json"
+"""The list of the trained weights in a folder of checkpoints."""
+COMPRESSED = "compressed.json"
+"""The list of the compressed files in it."""
 
 
 def checkpoint_index(root: Path | None = None) -> dict[str, Any]:
@@ -25,7 +29,7 @@ def checkpoint_index(root: Path | None = None) -> dict[str, Any]:
 
     Raises CheckpointError when the index is damaged. Introduced in notebook 01.
     """
-    path = (root or ROOT) / "index.json"
+    path = (root or ROOT) / INDEX
     if not path.exists():
         return {}
     try:
@@ -120,5 +124,5 @@ def save_checkpoint(model: nn.Module, name: str, info: dict[str, Any], root: Pat
         save_file(state, aside, metadata={"quantlib": about})
     index = checkpoint_index(folder)
     index[name] = {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size} | info
-    write_atomically(folder / "index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
+    write_atomically(folder / INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
     return path

@@ -36,7 +36,7 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 1
 @torch.no_grad()
 def confidences(model: nn.Module, images: Images) -> np.ndarray:
     """Return the largest softmax probability of each image."""
-    return torch.cat([model(x).softmax(1).amax(1) for x, _ in data.batches(images, 250)]).numpy()
+    return torch.cat([model(x).softmax(1).amax(1) for x, _ in data.batches(images, 16)]).numpy()
 
 
 def per_class(result: Evaluation) -> dict[str, float]:
