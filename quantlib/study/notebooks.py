@@ -19,6 +19,7 @@ from quantlib.errors import QuantlibError, StudyError
 from quantlib.study import anatomy, results
 from quantlib.study.jobs import Job, check_disk
 from quantlib.study.manifest import Course, Notebook, course
+from quantlib.study.pictures import without_alpha
 
 MAX_BYTES = 400_000
 """Bytes that a stored notebook may have."""
@@ -26,6 +27,8 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 """The kernel that every notebook names."""
 WIDGET = "application/vnd.jupyter.widget-view+json"
 """The type of an output that only a running kernel can show."""
+PICTURE = "image/png"
+"""The type of a picture."""
 KEPT_METADATA = ("tags", "jupyter", "slideshow")
 """What is kept of a cell's metadata."""
 
@@ -34,7 +37,7 @@ def canonicalise(notebook: NotebookNode, root: Path) -> NotebookNode:
     """The same notebook without what differs from run to run or from machine to machine.
 
     Python 3 kernel, no widget state, no timing, counts 1..n, ids from the place of the cell, no stderr, the
-    folder of the course written as nothing.
+    folder of the course written as nothing, pictures without an alpha channel that hides nothing.
     """
     clean = nbformat.v4.new_notebook(
         metadata={"kernelspec": dict(KERNEL), "language_info": {"name": "python"}}
@@ -165,6 +168,8 @@ def _output(output: NotebookNode, count: int | None, root: Path) -> NotebookNode
         return output
     data = output.get("data", {})
     data.pop(WIDGET, None)
+    if PICTURE in data:
+        data[PICTURE] = without_alpha(data[PICTURE])
     for kind in [kind for kind in data if kind.startswith("text/")]:
         data[kind] = without_paths(data[kind], root)
     if output.output_type == "error":

@@ -37,7 +37,7 @@ def network(table: pd.DataFrame) -> Figure:
 @figure("01_training", "01_training_log_resnet50")
 def training(log: pd.DataFrame) -> Figure:
     """Validation accuracy and training loss of the ResNet-50, epoch by epoch."""
-    return _epochs(log, "; the loss includes label smoothing")
+    return _epochs(log, ", with label smoothing")
 
 
 @figure("01_training_resnet20", "01_training_log_resnet20")
@@ -47,24 +47,29 @@ def training_resnet20(log: pd.DataFrame) -> Figure:
 
 
 def _epochs(log: pd.DataFrame, remark: str = "") -> Figure:
-    """Validation accuracy and training loss, epoch by epoch; a line where the images become larger."""
+    """Validation error and training loss, epoch by epoch; a line where the images become larger."""
     best = log.loc[log["validation_accuracy"].idxmax()]
-    title = f"Validation accuracy peaks at {best['validation_accuracy']:.2f} % in epoch {best['epoch']:.0f}"
-    drawn, (ax, below) = plots.canvas(title, nrows=2, sharex=True, figsize=(6.5, 3.4))
-    ax.plot(log["epoch"], log["validation_accuracy"], "o-", color=BLUE, markersize=3)
-    ax.set_ylabel("validation\naccuracy (%)")
-    below.plot(log["epoch"], log["loss"], "o-", color=GREY, markersize=3)
-    below.set_ylabel("training loss (nats)")
+    error = 100 - log["validation_accuracy"]
+    title = f"The validation error is lowest in epoch {best['epoch']:.0f}: {error.min():.2f} %"
+    drawn, (ax, below) = plots.canvas(title, nrows=2, sharex=True, figsize=(6.5, 2.9))
+    line: dict[str, Any] = {"marker": "o", "markersize": 2}
+    ax.plot(log["epoch"], error, color=BLUE, **line)
+    ax.set_yscale("log")  # the last points of a hundred are the ones that cost the epochs
+    ax.set_yticks([value for value in (5, 10, 20, 50) if value < 1.1 * error.max()])
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("")
+    ax.set_ylabel("error (%)")
+    below.plot(log["epoch"], log["loss"], color=GREY, **line)
+    below.set_ylabel("loss (nats)")
     below.set_xlabel("epoch")
     for epoch in log.loc[log["resolution"].diff().fillna(0) > 0, "epoch"]:
         for panel in (ax, below):
             panel.axvline(epoch - 0.5, color=ORANGE, linewidth=1)
         side = int(log.loc[log["epoch"] == epoch, "resolution"].iloc[0])
-        text, spot = f"from here {side}x{side} pixels", (epoch - 0.5, ax.get_ylim()[0])
-        early = epoch < log["epoch"].max() / 2  # on the side of the line that has room
-        offset: dict[str, Any] = {"xytext": (4 if early else -4, 6), "textcoords": "offset points"}
-        ax.annotate(text, spot, ha="left" if early else "right", color=ORANGE, fontsize=8.5, **offset)
-    plots.caption(drawn, f"averaged weights, n = 5,000 validation images{remark}")
+        spot = (epoch - 0.5, ax.get_ylim()[1])
+        offset: dict[str, Any] = {"xytext": (4, -12), "textcoords": "offset points"}
+        ax.annotate(f"{side}x{side} pixels", spot, color=ORANGE, fontsize=8.5, **offset)
+    plots.caption(drawn, f"error: averaged weights, n = 5,000 validation images; loss: in training{remark}")
     return drawn
 
 
