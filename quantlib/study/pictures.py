@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def without_alpha(png: str) -> str:
-    """A PNG in base64 without an alpha channel that hides nothing: every pixel stays, a tenth of the bytes goes.
+    """A PNG in base64 without an alpha channel that hides nothing: the same pixels in fewer bytes.
 
     Anything else comes back as it was: a picture with real transparency, or one that has no alpha channel.
     """
