@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from quantlib.errors import TrainingError
 from quantlib.subject import data
@@ -34,9 +34,9 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 1
 
 
 @torch.no_grad()
-def confidences(model: nn.Module, images: Images) -> np.ndarray:
-    """Return the largest softmax probability of each image."""
-    return torch.cat([model(x).softmax(1).amax(1) for x, _ in data.batches(images, 16)]).numpy()
+def logits_of(model: nn.Module, images: Images) -> Tensor:
+    """Return the outputs for every image, (n, classes): predictions and confidences in one pass."""
+    return torch.cat([model(x) for x, _ in data.batches(images, 16)])
 
 
 def per_class(result: Evaluation) -> dict[str, float]:
@@ -58,14 +58,15 @@ def save_measured(
     """
     save_checkpoint(model, name, facts, into)
     shipped = load_checkpoint(name, into, network)
-    held_out, test = evaluate(shipped, validation), evaluate(shipped, images)
-    right = test.predictions == test.labels
+    held_out, logits = evaluate(shipped, validation), logits_of(shipped, images)
+    test = Evaluation.of(logits.argmax(1).numpy(), images.labels.numpy())
+    confidence, right = logits.softmax(1).amax(1).numpy(), test.predictions == test.labels
     facts["metrics"] = {
         "validation_accuracy": round(held_out.accuracy, 2),
         "test_accuracy": round(test.accuracy, 2), "test_low": round(test.low, 2),
         "test_high": round(test.high, 2),
         "test_n": test.n, "per_class": per_class(test), "data_md5": images.md5,
-        "calibration_error": round(calibration_error(confidences(shipped, images), right), 2),
+        "calibration_error": round(calibration_error(confidence, right), 2),
     }  # fmt: skip
     return save_checkpoint(model, name, facts, into)
 

@@ -36,7 +36,7 @@ def network(table: pd.DataFrame) -> Figure:
 
 @figure("01_training", "01_training_log_resnet50")
 def training(log: pd.DataFrame) -> Figure:
-    """Validation accuracy and training loss of the ResNet-50, epoch by epoch."""
+    """Validation error and training loss of the ResNet-50, epoch by epoch."""
     return _epochs(log, ", with label smoothing")
 
 
@@ -48,9 +48,8 @@ def training_resnet20(log: pd.DataFrame) -> Figure:
 
 def _epochs(log: pd.DataFrame, remark: str = "") -> Figure:
     """Validation error and training loss, epoch by epoch; a line where the images become larger."""
-    best = log.loc[log["validation_accuracy"].idxmax()]
     error = 100 - log["validation_accuracy"]
-    title = f"The validation error is lowest in epoch {best['epoch']:.0f}: {error.min():.2f} %"
+    title = f"The validation error is lowest in epoch {log.loc[error.idxmin(), 'epoch']}: {error.min():.2f} %"
     drawn, (ax, below) = plots.canvas(title, nrows=2, sharex=True, figsize=(6.5, 2.9))
     line: dict[str, Any] = {"marker": "o", "markersize": 2}
     ax.plot(log["epoch"], error, color=BLUE, **line)
@@ -62,13 +61,12 @@ def _epochs(log: pd.DataFrame, remark: str = "") -> Figure:
     below.plot(log["epoch"], log["loss"], color=GREY, **line)
     below.set_ylabel("loss (nats)")
     below.set_xlabel("epoch")
-    for epoch in log.loc[log["resolution"].diff().fillna(0) > 0, "epoch"]:
+    for change in log[log["resolution"].diff() > 0].itertuples():
         for panel in (ax, below):
-            panel.axvline(epoch - 0.5, color=ORANGE, linewidth=1)
-        side = int(log.loc[log["epoch"] == epoch, "resolution"].iloc[0])
-        spot = (epoch - 0.5, ax.get_ylim()[1])
-        offset: dict[str, Any] = {"xytext": (4, -12), "textcoords": "offset points"}
-        ax.annotate(f"{side}x{side} pixels", spot, color=ORANGE, fontsize=8.5, **offset)
+            panel.axvline(change.epoch - 0.5, color=ORANGE, linewidth=1)
+        spot = (change.epoch - 0.5, ax.get_ylim()[1])
+        ax.annotate(f"{change.resolution}x{change.resolution} pixels", spot, xytext=(4, -12),
+                    textcoords="offset points", color=ORANGE, fontsize=8.5)  # fmt: skip
     plots.caption(drawn, f"error: averaged weights, n = 5,000 validation images; loss: in training{remark}")
     return drawn
 
