@@ -76,7 +76,14 @@ STARTS: dict[str, Callable[..., Values]] = {"linear": linear, "density": density
 """Where k-means begins. It ends in a local optimum that depends on it."""
 
 
-def kmeans(values: ArrayLike, centroids: ArrayLike, iterations: int = 100) -> Values:
+SETTLED = 10_000
+"""Rounds after which k-means stops at the latest. A layer of the trained ResNet-50 settles in up to 1,632 (64
+values, linear start); after 100 of them its squared error can still be three times as large. A round is
+cheap: it looks at the boundaries, not at the values.
+"""
+
+
+def kmeans(values: ArrayLike, centroids: ArrayLike, iterations: int = SETTLED) -> Values:
     """Lloyd's iteration in one dimension: each value to its nearest centroid, each centroid to its mean.
 
         boundary_j = (c_j + c_(j+1)) / 2;  c_j = mean of the values between two boundaries
@@ -143,7 +150,7 @@ def squared_error(values: ArrayLike, centroids: ArrayLike) -> float:
 
 
 def share(
-    weight: Tensor, clusters: int, start: str = "linear", iterations: int = 100, seed: int = 0
+    weight: Tensor, clusters: int, start: str = "linear", iterations: int = SETTLED, seed: int = 0
 ) -> Shared:
     """Replace a layer's weights by at most `clusters` shared values; zeros stay zero and cost no cluster.
 

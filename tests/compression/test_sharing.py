@@ -57,9 +57,19 @@ def test_scipy_ends_in_the_same_centroids():
     for start in (linear, density):
         begin = start(values, 8)
         theirs, labels = kmeans2(values[:, None], begin[:, None], iter=300, minit="matrix", missing="raise")
-        ours = kmeans(values, begin, iterations=300)
+        ours = kmeans(values, begin)
         assert ours == pytest.approx(np.sort(theirs[:, 0]), abs=1e-8)
         assert np.array_equal(nearest(values, ours), labels)
+
+
+def test_kmeans_goes_on_until_nothing_moves():
+    values = np.random.default_rng(0).laplace(size=20_000)
+    begin = linear(values, 64)
+    ours = kmeans(values, begin)
+    assert squared_error(values, kmeans(values, begin, 100)) > 1.05 * squared_error(values, ours)
+    place = nearest(values, ours)
+    means = [values[place == j].mean() if (place == j).any() else ours[j] for j in range(64)]
+    assert ours == pytest.approx(np.array(means), abs=1e-9)
 
 
 def test_optimum_of_a_small_layer_is_near_the_best_start():
