@@ -18,6 +18,7 @@ from quantlib.quantization.integer_engine import Engine
 from quantlib.quantization.integer_graph import Integer
 from quantlib.quantization.packed import load_packed, save_packed
 from quantlib.quantization.qconfig import WEIGHT, QConfig, check_name
+from quantlib.quantization.reconstruction import round_weights
 from quantlib.quantization.workflow import calibrate, convert, prepare
 from quantlib.study.rivals import MISSING, RIVALS, Contest, first_line
 from quantlib.study.tune_shared import listed
@@ -74,9 +75,15 @@ class Shelf:
         return Entry(contest.folded, 4 * _parameters(contest.model))
 
     def integer(self, name: str, bits: int = 8) -> Entry:
-        """Integers throughout, activations of 8 bits, weights of `bits`, packed in the file."""
+        """Integers throughout, activations of 8 bits, weights of `bits`, packed in the file.
+
+        Fewer than 8 bits get ranges of least error and balanced rounding: without it such ranges lose more
+        than min-max (notebooks 02 and 10).
+        """
         weight = WEIGHT if bits == 8 else replace(WEIGHT, bits=bits, observer="mse")
         prepared = calibrate(prepare(self.contest(name).model, QConfig(weight=weight)), batches(self.images))
+        if bits < 8:
+            prepared = round_weights(prepared, "balanced", "integer")
         path = self.folder / f"{name}_w{bits}.safetensors"
         reference = convert(prepared, "integer", engine="reference")
         assert isinstance(reference, Integer)

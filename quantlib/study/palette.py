@@ -62,6 +62,8 @@ METHODS: dict[str, Look] = {
     "nearest": Look(GREY, "o", "nearest rounding"),
     "equalization": Look(ORANGE, "D", "equalization"),
     "bias_correction": Look(PURPLE, "^", "bias correction"),
+    "balanced": Look(PURPLE, "s", "balanced rounding"),
+    "balanced_bias": Look(PURPLE, "*", "balanced rounding, then bias correction"),
     "learned_ranges": Look(SKY, "v", "learned ranges (LSQ)"),
     "adaround": Look(VERMILLION, "s", "AdaRound (layers)"),
     "brecq": Look(BLUE, "o", "BRECQ (blocks)"),
@@ -71,6 +73,7 @@ METHODS: dict[str, Look] = {
     "qdrop_all": Look(GREEN, "*", "QDrop + ranges, scales, biases"),
     "equalized_all": Look(WINE, "X", "equalization, then BRECQ + all"),
     "all_corrected": Look(BLACK, "d", "BRECQ + all, then bias correction"),
+    "balanced_all": Look(WINE, "*", "balanced rounding, then BRECQ + all"),
 
     # Notebooks 11 and 12, pruning and tickets:
     "global": Look(BLUE, "o", "global"),

@@ -16,7 +16,15 @@ from torch import fx
 from quantlib.quantization.equalization import equalize, unbalance
 from quantlib.quantization.low_bits import Counts, counts, low_bit_qconfig
 from quantlib.quantization.qconfig import QConfig, Scheme, check_name
-from quantlib.quantization.reconstruction import LONG, Recipe, Report, Store, correct_bias, reconstruct
+from quantlib.quantization.reconstruction import (
+    LONG,
+    Recipe,
+    Report,
+    Store,
+    correct_bias,
+    reconstruct,
+    round_weights,
+)
 from quantlib.quantization.workflow import Prepared, calibrate, convert, prepare
 from quantlib.study import ptq
 from quantlib.study.ptq import split_images
@@ -30,17 +38,20 @@ from quantlib.subject.layout import cache_folder
 
 @dataclass(frozen=True)
 class Method:
-    """Steps in their order: equalize, learn by the recipe's options, correct the biases."""
+    """Steps in their order: equalize, round by one of ROUNDINGS, learn by the recipe, correct the biases."""
 
     equalize: bool = False
     recipe: Mapping[str, Any] | None = None
     bias: bool = False
+    rounding: str = "nearest"
 
 
 METHODS: dict[str, Method] = {
     "nearest": Method(),
     "equalization": Method(equalize=True),
     "bias_correction": Method(bias=True),
+    "balanced": Method(rounding="balanced"),
+    "balanced_bias": Method(rounding="balanced", bias=True),
     "learned_ranges": Method(recipe={"rounding": False, "ranges": True}),
     "adaround": Method(recipe={"granularity": "layer"}),
     "brecq": Method(recipe={}),
@@ -50,6 +61,7 @@ METHODS: dict[str, Method] = {
     "qdrop_all": Method(recipe={"drop": 0.5, "ranges": True, "scales": True, "biases": True}),
     "equalized_all": Method(True, {"ranges": True, "scales": True, "biases": True}),
     "all_corrected": Method(recipe={"ranges": True, "scales": True, "biases": True}, bias=True),
+    "balanced_all": Method(recipe={"ranges": True, "scales": True, "biases": True}, rounding="balanced"),
 }
 """Every method of the ladder, single ones first, then stacked. Introduced in notebook 10."""
 
@@ -147,19 +159,21 @@ class Rescue:
     def rescued(self, chosen: Setting) -> tuple[Prepared, float, list[Report]]:
         """The network of a setting, ready for `convert`; the minutes that the method took; its reports."""
         method, learning, reports = METHODS[chosen["rescue"]], 0.0, []
-        prepared = self.prepared(chosen)
-        began = time.perf_counter()
+        prepared, rounding = self.prepared(chosen), method.rounding
         shown = [x for x, _ in batches(self._calibration(chosen))]
+        began = time.perf_counter()
         if method.recipe is not None:
             length = {"iterations": chosen["iterations"], "batch_size": self.batch_size}
-            recipe = Recipe(**length, dtype=_dtype(chosen), **method.recipe)
+            recipe = Recipe(**length, start=rounding, dtype=_dtype(chosen), **method.recipe)
             store = Store(cache_folder() / "rescue" / self.digest(chosen))
             found = reconstruct(prepared, shown, recipe, chosen["kind"], chosen["draw"], store, self.only)
             prepared, learning, reports = found.prepared, found.minutes, found.reports
-            began = time.perf_counter()
+            began, rounding = time.perf_counter(), "nearest"  # what was learned lies on its grid
         if method.bias:
-            prepared = correct_bias(prepared, shown, chosen["kind"])
-        own = (time.perf_counter() - began) / 60 if method.bias else 0.0
+            prepared = correct_bias(prepared, shown, chosen["kind"], rounding)
+        elif rounding != "nearest":
+            prepared = round_weights(prepared, rounding, chosen["kind"])
+        own = (time.perf_counter() - began) / 60 if method.bias or rounding != "nearest" else 0.0
         return prepared, learning + own, reports
 
     def prepared(self, chosen: Setting) -> Prepared:

@@ -47,7 +47,9 @@ def test_nearest_is_the_three_verbs(tiny):
 
 
 @pytest.mark.parametrize(
-    "method", ["equalization", "bias_correction", "adaround", "equalized_all", "all_corrected"]
+    "method",
+    ["equalization", "bias_correction", "balanced", "balanced_bias", "adaround", "equalized_all",
+     "all_corrected", "balanced_all"],
 )
 def test_every_kind_of_method_runs_and_says_what_it_did(tiny, method):
     found = JOB(rescue_setting(rescue=method, bits_weight=3, iterations=2))

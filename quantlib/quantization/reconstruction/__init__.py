@@ -1,6 +1,7 @@
 """Reconstruction: low-bit units learn the output of their float twins, from a few images without labels."""
 
-from quantlib.quantization.reconstruction.bias import correct_bias
+from quantlib.quantization.reconstruction.balance import ROUNDINGS, balanced, flip
+from quantlib.quantization.reconstruction.bias import correct_bias, round_weights
 from quantlib.quantization.reconstruction.engine import LONG, Recipe, Reconstruction, Report, reconstruct
 from quantlib.quantization.reconstruction.network import LowBitNetwork
 from quantlib.quantization.reconstruction.ranges import LearnedRange
@@ -9,6 +10,7 @@ from quantlib.quantization.reconstruction.store import Store
 from quantlib.quantization.reconstruction.units import Unit, blocks
 
 __all__ = [
-    "LONG", "LearnedRange", "LowBitNetwork", "Recipe", "Reconstruction", "Report", "SoftRounding", "Store",
-    "Unit", "blocks", "correct_bias", "reconstruct", "rectified_sigmoid",
+    "LONG", "ROUNDINGS", "LearnedRange", "LowBitNetwork", "Recipe", "Reconstruction", "Report",
+    "SoftRounding", "Store", "Unit", "balanced", "blocks", "correct_bias", "flip", "reconstruct",
+    "rectified_sigmoid", "round_weights",
 ]  # fmt: skip

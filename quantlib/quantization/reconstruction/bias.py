@@ -15,17 +15,19 @@ from quantlib.quantization.sites import site_name
 from quantlib.quantization.workflow import Prepared
 
 
-def correct_bias(prepared: Prepared, batches: Iterable[Any], kind: str = "mixed") -> Prepared:
+def correct_bias(
+    prepared: Prepared, batches: Iterable[Any], kind: str = "mixed", rounding: str = "nearest"
+) -> Prepared:
     """A copy whose biases make the mean of every output channel what it is in the float network.
 
         b' = b + mean(float output) - mean(low-bit output)     over images and pixels, before the ReLU
 
     Layer after layer, so that each one sees what the corrected ones before it make; needs images, no labels
-    and no batch norm (the empirical form). A layer without a bias stays without.
-    `kind`: as in `convert`. Raises ConfigError without images. Source: Nagel et al. 2019, section 4.2 and
-    appendix D. Introduced in notebook 10.
+    and no batch norm (the empirical form). A layer without a bias stays without. `kind`: as in `convert`;
+    `rounding`: of the weights, one of ROUNDINGS. Raises ConfigError without images. Source: Nagel et al.
+    2019, section 4.2 and appendix D. Introduced in notebook 10.
     """
-    network = LowBitNetwork(prepared, kind)
+    network = LowBitNetwork(prepared, kind, rounding)
     exact = low = all_of(batches, "correct_bias")
     for block in blocks(prepared.graph):
         for node in block.layers:
@@ -34,6 +36,11 @@ def correct_bias(prepared: Prepared, batches: Iterable[Any], kind: str = "mixed"
                 bias += _mean(network, block, node, exact, False) - _mean(network, block, node, low, True)
         exact, low = through(network, block, exact, low_bit=False), through(network, block, low)
     return network.finish()
+
+
+def round_weights(prepared: Prepared, rounding: str = "balanced", kind: str = "mixed") -> Prepared:
+    """A copy whose weights are rounded by one of ROUNDINGS, for `convert`. Introduced in notebook 10."""
+    return LowBitNetwork(prepared, kind, rounding).finish()
 
 
 @torch.no_grad()

@@ -33,9 +33,10 @@ LONG = 50
 class Recipe:
     """What is learned, on what at a time, and for how long.
 
-    granularity: "layer" (AdaRound), "block" (BRECQ) or "network"; rounding: learn which way each weight
-    goes; drop: share of activations left unrounded while training (QDrop: 0.5); ranges: learn the scales of
-    the activations (LSQ); scales: learn those of the weights; biases: learn the biases as well.
+    granularity: "layer" (AdaRound), "block" (BRECQ) or "network"; start: one of ROUNDINGS, which gives the
+    scales to begin with and what learning must beat; rounding: learn which way each weight goes; drop: share
+    of activations left unrounded while training (QDrop: 0.5); ranges: learn the scales of the activations
+    (LSQ); scales: learn those of the weights; biases: learn the biases as well.
     iterations a unit, of `batch_size` images; the rates are Adam's at the start, those of scales and biases
     fall with a cosine. strength, warm_up, beta: the penalty on undecided weights, absent during the first
     share `warm_up`, then with an exponent that falls from beta[0] to beta[1]; AIMET's and BRECQ's constants.
@@ -46,6 +47,7 @@ class Recipe:
     """
 
     granularity: str = "block"
+    start: str = "nearest"
     rounding: bool = True
     drop: float = 0.0
     ranges: bool = False
@@ -90,7 +92,7 @@ class Recipe:
 class Report:
     """What reconstruction did to one unit: its error on the images before and after, relative to its output.
 
-    error: sum |output - float output|^2 / sum |float output|^2, with nearest rounding and the ranges it
+    error: sum |output - float output|^2 / sum |float output|^2, with the rounding and the ranges it
     started from, and as learned; kept: whether what was learned is used, False where it was no better.
     """
 
@@ -128,15 +130,16 @@ def reconstruct(
         minimize over rounding (and ranges)   mean over images, pixels of  sum over channels (low - float)^2
 
     Each unit reads what the low-bit units before it make and is asked for the float network's output. What
-    enters and leaves a unit is kept in half precision. A unit never ends worse on `batches` than nearest
-    rounding: where it would, it keeps that. `kind`: as in `convert`, it decides which tensors are rounded.
-    `store`: finished units are kept there, and found there again. `only`: names of the units to learn.
+    enters and leaves a unit is kept in half precision. A unit never ends worse on `batches` than it
+    began (`Recipe.start`): where it would, it keeps that. `kind`: as in `convert`, it decides which tensors
+    are rounded. `store`: finished units are kept there, and found there again. `only`: names of the units to
+    learn.
     Raises NotCalibratedError before calibrate, ConfigError for an unknown kind or unit or without images,
     NonFiniteError when a unit's output is not finite. Sources: Nagel et al. 2020 (AdaRound), Li et al. 2021
     (BRECQ), Wei et al. 2022 (QDrop), Esser et al. 2020 (LSQ). Introduced in notebook 10.
     """
     recipe = recipe or Recipe()
-    network = LowBitNetwork(prepared, kind)
+    network = LowBitNetwork(prepared, kind, recipe.start)
     exact = low = all_of(batches, "reconstruct")
     blocks = pieces(prepared.graph, recipe.granularity)
     for name in only or ():

@@ -10,10 +10,11 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from quantlib.errors import ConfigError
-from quantlib.quantization.affine import QParams, dequantize, fake_quantize
+from quantlib.quantization.affine import QParams, dequantize
 from quantlib.quantization.fused import FusedConv2d, Rectified
 from quantlib.quantization.observers.fixed import FixedObserver
 from quantlib.quantization.qconfig import check_name
+from quantlib.quantization.reconstruction.balance import rounded as round_weight
 from quantlib.quantization.reconstruction.ranges import LearnedRange
 from quantlib.quantization.reconstruction.rounding import SoftRounding, integers
 from quantlib.quantization.reconstruction.units import Unit
@@ -31,12 +32,13 @@ class LowBitNetwork:
     """The float network of a calibrated `Prepared`, and its low-bit twin with weights of its own.
 
     kind: the kind that `convert` shall make in the end; it decides which tensors are rounded (PLACES).
+    rounding: how its weights are rounded to begin with, one of ROUNDINGS.
     `weights`, `biases`: of the twin, weights on the grid `grids`; `soft`: layers whose rounding is being
     trained; `ranges`: activation grids by site. Raises ConfigError for another kind, NotCalibratedError
     before calibrate. Introduced in notebook 10.
     """
 
-    def __init__(self, prepared: Prepared, kind: str) -> None:
+    def __init__(self, prepared: Prepared, kind: str, rounding: str = "nearest") -> None:
         check_name(kind, PLACES, "kind")
         self.prepared, self.kind = prepared, kind
         self.graph = prepared.graph_module
@@ -47,9 +49,9 @@ class LowBitNetwork:
         self.grids: dict[str, QParams] = {}
         for name, observer in prepared.weights.items():
             with naming(f"the weight of {name!r}"):
-                self.grids[name] = observer.qparams()
+                grid = observer.qparams()
             weight, bias = self._layer(name).weight, self._layer(name).bias
-            self.weights[name] = fake_quantize(weight.detach(), self.grids[name])  # type: ignore[operator]
+            self.weights[name], self.grids[name] = round_weight(weight, grid, rounding)  # type: ignore[arg-type]
             self.biases[name] = None if bias is None else bias.detach().clone()  # type: ignore[operator]
         self.ranges = {name: LearnedRange(prepared.qparams(name)) for name in prepared.activations}
         per_channel = [name for name, found in self.ranges.items() if found.first.axis is not None]
