@@ -67,14 +67,15 @@ METHODS: dict[str, Method] = {
 
 RESCUE: dict[str, Any] = {
     "rescue": "nearest", "bits_weight": 4, "bits_fc": 4, "bits_activation": 4, "allocation": "uniform",
-    "ends": "8", "kind": "mixed", "spread": 1.0, "iterations": 0, "draw": 0,
+    "ends": "8", "kind": "mixed", "spread": 1.0, "iterations": 0, "draw": 0, "observer": "aciq",
 }  # fmt: skip
 """Every column of a setting, with what it is when nothing is said.
 
 rescue: one of METHODS; bits_*, ends, kind, draw: as in `quantlib.study.ptq.SETTING`, but ends at 8 bits and
 adds in float32 ("mixed") unless said, which is how the published numbers are meant; allocation: "uniform",
 or JSON of {"weight": {layer: bits}, "activation": {tensor: bits}}; spread: how badly the channels are scaled
-on purpose beforehand, 1 for not at all; iterations of a unit, for the methods that learn.
+on purpose beforehand, 1 for not at all; iterations of a unit, for the methods that learn; observer: of the
+activations, whose ranges every method starts from.
 """
 
 
@@ -182,7 +183,7 @@ class Rescue:
         graph = _network(self.network, chosen["spread"], equalized)
         prepared = prepare(graph, self.qconfig(chosen, graph))
         ptq.settle_weights(prepared, self.network, chosen["spread"], equalized, self.ratios)
-        drawn = (self.source, self.images_calibration, chosen["draw"])
+        drawn = (self.source, self.images_calibration, chosen["draw"], chosen["observer"])
         ptq.take_ranges(prepared, _seen(self.network, chosen["spread"], equalized, *drawn))
         return prepared
 
@@ -190,12 +191,12 @@ class Rescue:
         """The QConfig of a setting."""
         if chosen["allocation"] != "uniform":
             widths = json.loads(chosen["allocation"])
-            return low_bit_qconfig(
-                graph.graph, widths["weight"], widths["activation"], chosen["ends"], self.ratios
-            )
-        weight = {name: int(chosen["bits_weight"]) for name in counted(self.network).weights}
-        weight[list(weight)[-1]] = chosen["bits_fc"]
-        return low_bit_qconfig(graph.graph, weight, chosen["bits_activation"], chosen["ends"], self.ratios)
+        else:
+            weight = {name: int(chosen["bits_weight"]) for name in counted(self.network).weights}
+            weight[list(weight)[-1]] = chosen["bits_fc"]
+            widths = {"weight": weight, "activation": chosen["bits_activation"]}
+        more = (chosen["ends"], self.ratios, chosen["observer"])
+        return low_bit_qconfig(graph.graph, widths["weight"], widths["activation"], *more)
 
     def _calibration(self, chosen: Setting) -> Images:
         return split_images("calibration", self.source, self.images_calibration, chosen["draw"])
@@ -228,9 +229,11 @@ def _network(name: str, spread: float, equalized: bool) -> fx.GraphModule:
 
 
 @lru_cache(maxsize=2)
-def _seen(name: str, spread: float, equalized: bool, source: str, count: int, draw: int) -> Prepared:
+def _seen(
+    name: str, spread: float, equalized: bool, source: str, count: int, draw: int, observer: str
+) -> Prepared:
     """Observers that have seen the calibration images, at 8 bits."""
-    prepared = prepare(_network(name, spread, equalized), QConfig(None, Scheme(observer="mse")))
+    prepared = prepare(_network(name, spread, equalized), QConfig(None, Scheme(observer=observer)))
     return calibrate(prepared, batches(split_images("calibration", source, count, draw)))
 
 

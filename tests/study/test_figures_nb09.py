@@ -67,7 +67,7 @@ def test_titles_say_what_the_table_says(sweep):
     ways = title(nb09.drop_by_convention(sweep))
     assert "W4A4 loses 6.0 points (9.0 per tensor), 3.0 with its ends at 8 bits,\n3.0 with adds" in ways
     assert ways.endswith("1.5 with both")
-    assert "mean squared error loses 4.0 points, min-max 8.0" in title(nb09.drop_by_observer(sweep))
+    assert "ACIQ loses 4.0 points, min-max 8.0" in title(nb09.drop_by_observer(sweep))
 
 
 def test_ranked_layers_and_files():

@@ -62,7 +62,7 @@ def test_bits_land_where_the_setting_says(tiny):
 
 
 def test_a_range_is_searched_once_and_serves_the_integers(tiny):
-    chosen = setting(bits_weight=3)
+    chosen = setting(bits_weight=3, observer_weight="mse")
     first, again = JOB.prepared(chosen), JOB.prepared({**chosen, "bits_activation": 4})
     assert all(again.weights[name] is observer for name, observer in first.weights.items())
     assert first.weights["conv2"].kept == []
