@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 
-from quantlib.study import anatomy, notebooks, readme, results
+from quantlib.study import anatomy, notebooks, origin, readme, results
 from quantlib.study.figures import FIGURES, load_all, redraw
 from quantlib.study.manifest import course
 
@@ -86,6 +86,10 @@ def test_every_result_has_its_provenance_and_its_notebook():
         assert path.stem in written, f"course.toml names no notebook that writes {path.name}"
         assert path.with_suffix(".json").is_file(), f"{path.name} has no provenance"
         assert '"profile": "full"' in path.with_suffix(".json").read_text(), path.name
+
+
+def test_no_result_is_of_other_weights_than_those_in_checkpoints():
+    assert not origin.outdated(COURSE.root), "run these notebooks at full size again, or restore the weights"
 
 
 def test_headline_is_well_formed():

@@ -30,7 +30,7 @@ def balanced(weight: Tensor, grid: QParams) -> Rounded:
     What a layer reads is mostly positive (it comes from ReLUs) and alike in neighbouring pixels, so errors of
     one sign add up; so does the loss of all that is clipped, which the new scale gives back.
     weight: (out, in, height, width) or (out, in), float32; the grid may have a scale for each `out`. Sources:
-    Guo et al. 2022 (SQuant) for the flips, Banner et al. 2019 for the scale. Introduced in notebook 10.
+    Guo et al. 2022 (SQuant) for the flips; the scale after Banner et al. 2019. Introduced in notebook 10.
     """
     scale, zero_point = grid.along(weight)
     ends = (grid.quant_min - zero_point).float(), (grid.quant_max - zero_point).float()

@@ -54,11 +54,11 @@ def gain(table: pd.DataFrame) -> Figure:
 def accuracy(table: pd.DataFrame) -> Figure:
     """Drop against FP32 over the weights' width: both ranges, min-max and with a range search."""
     drops = table[(table["metric"] == "drop") & table["method"].isin(["full_range", "narrow_range"])]
-    lowest = drops[(drops["bits"] == drops["bits"].min()) & (drops["observer"] == "minmax")]
-    lowest = lowest.set_index("method")["value"]
-    apart = lowest["narrow_range"] - lowest["full_range"]
-    better = "full" if apart > 0 else "narrow"
-    title = f"At {drops['bits'].min()} bits and min-max, {better} range keeps {abs(apart):.0f} points more"
+    wide = drops[drops["observer"] == "minmax"].pivot(index="bits", columns="method", values="value")
+    apart = wide["narrow_range"] - wide["full_range"]
+    most = apart.abs().idxmax()
+    better = "full" if apart[most] > 0 else "narrow"
+    title = f"At {most} bits and min-max, {better} range keeps {abs(apart[most]):.0f} points more"
     drawn, ax = plots.canvas(title, "bits of the weights", "drop against FP32, points")
     widths = sorted(drops["bits"].unique(), reverse=True)
     place = {bits: at for at, bits in enumerate(widths)}
@@ -74,7 +74,7 @@ def accuracy(table: pd.DataFrame) -> Figure:
         ax.errorbar(at, part["value"], yerr=errors, zorder=4, **hollow)
     ax.set_xticks(list(place.values()), [f"{bits}" for bits in widths])
     ax.axhline(0, color="0.5", linewidth=1)
-    ends = {m: (float(place[minmax["bits"].min()]), float(lowest[m])) for m in ("full_range", "narrow_range")}
+    ends = {method: (float(place[wide.index[0]]), float(lost.iloc[0])) for method, lost in wide.items()}
     plots.label_lines(ax, ends)
     n = int(drops["n"].iloc[0])
     plots.caption(

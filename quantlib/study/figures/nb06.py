@@ -62,9 +62,11 @@ def cost_by_layer(placement: pd.DataFrame) -> Figure:
                    marker=face.marker, s=24, zorder=3)  # fmt: skip
     ax.set_ylim(0, max(9.0, float(cost[list(PLACES[1:])].max().max()) + 0.5))
     plots.label_lines(ax, {m: (len(cost) - 1, float(cost[m].iloc[-1])) for m in PLACES[1:]})
-    ax.text(0.02, 0.04, "filled: after a convolution; hollow: after a residual add; dashed: predicted",
-            transform=ax.transAxes, fontsize=8.5)  # fmt: skip
-    plots.caption(made, f"{len(cost)} ReLUs, {int(top)} bits, min-max ranges from calibration images")
+    plots.caption(
+        made,
+        "filled: after a convolution; hollow: after a residual add; dashed: predicted; "
+        f"{len(cost)} ReLUs, {int(top)} bits, min-max",
+    )
     return made
 
 
@@ -86,5 +88,5 @@ def drop_by_bits(accuracy: pd.DataFrame) -> Figure:
     title = f"At {min(bits)} bits {lost[0]} points are lost after ReLU, {lost[1]} before, {lost[2]} with both"
     plots.set_title(made, title)
     n = int(table["n"].iloc[0])
-    plots.caption(made, f"only activations rounded, mse observer; n = {n:,} test images, 95 % intervals")
+    plots.caption(made, f"only activations rounded, ACIQ's ranges; n = {n:,} test images, 95 % intervals")
     return made
