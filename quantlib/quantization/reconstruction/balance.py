@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -40,11 +41,10 @@ def balanced(weight: Tensor, grid: QParams) -> Rounded:
         if weight.dim() > axis:
             rows = [each.expand_as(weight).flatten(axis) for each in (levels, chosen, *ends)]
             chosen = flip(*rows).view_as(weight)
-    kept = weight * chosen * scale
-    sums = kept.sum() if grid.axis is None else kept.flatten(1).sum(1)
-    power = weight.square().sum() if grid.axis is None else weight.square().flatten(1).sum(1)
-    gain = torch.where(sums > 0, power / sums.clamp(min=torch.finfo(torch.float32).tiny), 1.0)
-    grid = QParams(grid.scale * gain, grid.zero_point, grid.quant_min, grid.quant_max, grid.axis)
+    products = weight * chosen * scale, weight.square()
+    kept, power = (each.sum() if grid.axis is None else each.flatten(1).sum(1) for each in products)
+    gain = torch.where(kept > 0, power / kept.clamp(min=torch.finfo(torch.float32).tiny), 1.0)
+    grid = replace(grid, scale=grid.scale * gain)
     return chosen * grid.along(weight)[0], grid
 
 

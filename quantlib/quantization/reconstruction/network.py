@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -150,10 +151,7 @@ class LowBitNetwork:
         for name, each in self.ranges_of(unit).items():
             each.log_scale.copy_(state[f"range:{name}"])
         for name in self._learned(unit):
-            grid = self.grids[name]
-            self.grids[name] = grid = QParams(
-                state[f"scale:{name}"], grid.zero_point, grid.quant_min, grid.quant_max, grid.axis
-            )
+            self.grids[name] = grid = replace(self.grids[name], scale=state[f"scale:{name}"])
             self.weights[name] = dequantize(state[f"integers:{name}"], grid)
             if self.biases[name] is not None:
                 self.biases[name] = state[f"bias:{name}"].clone()

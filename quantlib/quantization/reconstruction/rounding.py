@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -107,11 +108,7 @@ class SoftRounding(nn.Module):
         levels = torch.maximum(self.floor + (self.logits >= 0), self.ends[0])
         levels = torch.minimum(levels, self.ends[1])
         scale = self.scale * self.log_scale.exp()
-        grid = QParams(
-            scale.reshape(self.grid.scale.shape), self.grid.zero_point,
-            self.grid.quant_min, self.grid.quant_max, self.grid.axis,
-        )  # fmt: skip
-        return levels * scale, grid
+        return levels * scale, replace(self.grid, scale=scale.reshape(self.grid.scale.shape))
 
 
 def integers(weight: Tensor, grid: QParams) -> Tensor:
