@@ -42,17 +42,18 @@ def distillation_loss(
 
 
 @torch.no_grad()
-def teacher_logits(teacher: nn.Module, images: Images, batch_size: int = 64) -> Tensor:
+def teacher_logits(teacher: nn.Module, images: Images, batch_size: int = 64, device: str = "cpu") -> Tensor:
     """The teacher's answer to each image once: the mean of its logits for the image and its mirror image.
 
-    Returns (n, classes), float32. The student will see crops of these images: the answers do not follow the
-    crops, which makes a teacher of any size cost one pass in all. Introduced in notebook 15.
+    Returns (n, classes), float32, on the CPU; `device` is where the teacher is. The student will see crops of
+    these images: the answers do not follow the crops, which makes a teacher of any size cost one pass in all.
+    Introduced in notebook 15.
     """
     was_training = teacher.training
     teacher.eval()
-    found = [(teacher(x) + teacher(x.flip(-1))) / 2 for x, _ in batches(images, batch_size)]
+    found = [(teacher(x) + teacher(x.flip(-1))) / 2 for x, _ in batches(images, batch_size, device)]
     teacher.train(was_training)
-    return torch.cat(found).float()
+    return torch.cat(found).float().cpu()
 
 
 class Distillation(Hooks):

@@ -72,7 +72,8 @@ class MaskedRetraining(Hooks):
         return sparsity_of(self.masks) if self.masks else 0.0
 
     def begin(self, trainer: Trainer) -> None:
-        """Prune before the first forward pass; does nothing for a run that goes on."""
+        """Prune before the first forward pass; a run that goes on keeps what it has."""
+        self.masks = {name: mask.to(trainer.device) for name, mask in self.masks.items()}
         if trainer.step == 0:
             self._hold(trainer)
             self._cut(trainer)

@@ -20,6 +20,7 @@ from quantlib.compression.distillation import Distillation, JointTraining, Pair,
 from quantlib.errors import ConfigError
 from quantlib.quantization.qat import make_trainable, start_grids
 from quantlib.subject import checkpoints, data
+from quantlib.subject.benchmark import device_name
 from quantlib.subject.campaign import (
     campaign_arguments,
     campaign_images,
@@ -121,12 +122,13 @@ def load_plan(name_or_path: str) -> Plan:
         raise ConfigError(f"[students] of {name}.toml lacks or misnames a setting: {error}.") from None
 
 
-def answers_of(plan: Plan, train: Images, root: Path) -> Tensor:
+def answers_of(plan: Plan, train: Images, root: Path, device: str = "cpu") -> Tensor:
     """The teacher's logits for every training image, collected once."""
     path = root / "answers.pt"
     if not path.exists():
         with replace_atomically(path) as aside:
-            torch.save(teacher_logits(checkpoints.load_checkpoint(plan.teacher), train), aside)
+            teacher = checkpoints.load_checkpoint(plan.teacher).to(device)
+            torch.save(teacher_logits(teacher, train, device=device), aside)
     answers: Tensor = torch.load(path, weights_only=True)
     return answers
 
@@ -159,11 +161,13 @@ def folder_name(arm: Arm, seed: int) -> str:
     return f"{arm.name.replace(',', '').replace(' ', '_')}-{seed}"
 
 
-def run_one(plan: Plan, root: Path, data_root: str | None, run: tuple[Arm, int]) -> dict[str, Any]:
+def run_one(
+    plan: Plan, root: Path, data_root: str | None, device: str, run: tuple[Arm, int]
+) -> dict[str, Any]:
     """Train one student to its end, or go on with it, or only read its result.
 
-    {"arm", "seed", "validation_accuracy", "seconds", "predictions": one digit for each test image}. What the
-    trainer says goes into output.txt. Introduced in notebook 15.
+    {"arm", "seed", "validation_accuracy", "seconds", "device", "predictions": one digit for each test
+    image}. What the trainer says goes into output.txt. Introduced in notebook 15.
     """
     arm, seed = run
     folder = root / folder_name(arm, seed)
@@ -180,13 +184,15 @@ def run_one(plan: Plan, root: Path, data_root: str | None, run: tuple[Arm, int])
         Trainer(
             recipe, train, validation, folder,
             model=student_of(plan, arm, seed, train), hooks=hooks_of(plan, arm, train, root),
-            compile_model=plan.images is None,  # a few steps are over before a compiler has begun
+            # A few steps, or all of them on a GPU, are over before a compiler pays.
+            device=device, compile_model=plan.images is None and device == "cpu",
         ).run()  # fmt: skip
     state = torch.load(folder / "state.pt", map_location="cpu", weights_only=False)
-    digits = predictions_of(evaluate(trained_student(plan, arm, seed, root, train), test))
+    student = trained_student(plan, arm, seed, root, train).to(device)
+    digits = predictions_of(evaluate(student, test, device=device))
     result = {
         "arm": arm.name, "seed": seed, "validation_accuracy": state["best"], "seconds": state["seconds"],
-        "predictions": digits, "settings": asdict(arm),
+        "device": device_name(device), "predictions": digits, "settings": asdict(arm),
     }  # fmt: skip
     keep_result(path, result)
     (folder / "state.pt").unlink(missing_ok=True)  # last: a kill in between must not cost the run
@@ -194,13 +200,14 @@ def run_one(plan: Plan, root: Path, data_root: str | None, run: tuple[Arm, int])
 
 
 def run_plan(
-    plan: Plan, workers: int = 1, root: Path | None = None, data_root: str | None = None
-) -> Iterator[dict[str, Any]]:
+    plan: Plan, workers: int = 1, root: Path | None = None, data_root: str | None = None,
+    device: str = "cpu",
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Train every student of the plan and yield each result; killed, it goes on where it stopped."""
     root = root or plan.folder()
     if any(arm.teacher == "answers" for arm in plan.arms):
-        answers_of(plan, plan.split("train", data_root), root)  # once, before the workers ask for it
-    for _, result in side_by_side(plan.runs(), partial(run_one, plan, root, data_root), workers):
+        answers_of(plan, plan.split("train", data_root), root, device)  # once, before the workers ask for it
+    for _, result in side_by_side(plan.runs(), partial(run_one, plan, root, data_root, device), workers):
         yield result
 
 
@@ -243,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
         def shipped() -> str:
             return f"shipped as checkpoints/{ship(plan, folder, options.data).name}" if plan.ship else ""
 
-        results = run_plan(plan, options.workers, folder, options.data)
+        results = run_plan(plan, options.workers, folder, options.data, options.device)
         report_runs(results, len(plan.runs()), options.workers, folder, said, shipped)
 
     return run_command(work, kept="every run is saved")

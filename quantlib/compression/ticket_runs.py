@@ -18,6 +18,7 @@ from quantlib.compression.pruning import Masks, masks_of, sparsity_of
 from quantlib.compression.retraining import MaskedRetraining
 from quantlib.compression.tickets import Plan, Trial, load_plan, start_of, trained
 from quantlib.subject.augment import resize
+from quantlib.subject.benchmark import device_name
 from quantlib.subject.campaign import (
     campaign_arguments,
     campaign_images,
@@ -47,11 +48,13 @@ class _Remember(MaskedRetraining):
                 torch.save(trainer.model.state_dict(), aside)
 
 
-def run_trial(plan: Plan, trial: Trial, root: Path, data_root: str | None = None) -> dict[str, Any]:
+def run_trial(
+    plan: Plan, trial: Trial, root: Path, data_root: str | None = None, device: str = "cpu"
+) -> dict[str, Any]:
     """Train one run to its end, or go on with it, or only read its result; the result.
 
-    {"arm", "left", "seed", "sparsity", "validation_accuracy", "seconds", "predictions": "3805..."} with one
-    digit for each test image. What the trainer says goes into output.txt. Introduced in notebook 12.
+    {"arm", "left", "seed", "sparsity", "validation_accuracy", "seconds", "device", "predictions": "3805..."}
+    with one digit for each test image. What the trainer says goes into output.txt. Introduced in notebook 12.
     """
     folder = root / trial.name
     path = folder / "result.json"
@@ -64,15 +67,18 @@ def run_trial(plan: Plan, trial: Trial, root: Path, data_root: str | None = None
     remembered = max(1, round(plan.rewind * recipe.epochs * (len(train) // recipe.batch_size)))
     hooks = _Remember(masks, remembered if trial.arm == "dense" else 0, folder / "rewind.pt")
     with (folder / "output.txt").open("a") as file, contextlib.redirect_stdout(file):
-        trainer = Trainer(recipe, train, validation, folder, model=model, hooks=hooks, compile_model=False)
+        trainer = Trainer(
+            recipe, train, validation, folder, model=model, hooks=hooks, device=device, compile_model=False
+        )
         hooks.begin(trainer)
         if trial.arm == "rewound" and trainer.step == 0:
             trainer.step = remembered
         trainer.run()
-    best = trained(plan, trial, root)
+    best = trained(plan, trial, root).to(device)
     result = {
         **trial._asdict(), "sparsity": sparsity_of(masks_of(best)), "validation_accuracy": trainer.best,
-        "seconds": trainer.seconds, "predictions": predictions_of(evaluate(best, test)),
+        "seconds": trainer.seconds, "device": device_name(device),
+        "predictions": predictions_of(evaluate(best, test, device=device)),
     }  # fmt: skip
     keep_result(path, result)
     (folder / "state.pt").unlink(missing_ok=True)  # last: a kill in between must not cost the run
@@ -96,8 +102,9 @@ def finished(plan: Plan, root: Path | None = None) -> list[dict[str, Any]]:
 
 
 def run_plan(
-    plan: Plan, root: Path | None = None, workers: int = 1, data_root: str | None = None
-) -> Iterator[dict[str, Any]]:
+    plan: Plan, root: Path | None = None, workers: int = 1, data_root: str | None = None,
+    device: str = "cpu",
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Train what is not finished yet and yield each result as it comes, finished ones first.
 
     With several `workers` so many runs go on side by side, one thread each: for a small network that is
@@ -108,12 +115,13 @@ def run_plan(
     done = {trial for trial in plan.trials() if (root / trial.name / "result.json").exists()}
     yield from finished(plan, root)
     waiting = [trial for trial in plan.trials() if trial not in done]
-    for _, result in side_by_side(waiting, partial(_work, plan, root, data_root), workers, plan.needs):
+    work = partial(_work, plan, root, data_root, device)
+    for _, result in side_by_side(waiting, work, workers, plan.needs):
         yield result
 
 
-def _work(plan: Plan, root: Path, data_root: str | None, trial: Trial) -> dict[str, Any]:
-    return run_trial(plan, trial, root, data_root)
+def _work(plan: Plan, root: Path, data_root: str | None, device: str, trial: Trial) -> dict[str, Any]:
+    return run_trial(plan, trial, root, data_root, device)
 
 
 def evaluation_of(plan: Plan, result: Mapping[str, Any], data_root: str | None = None) -> Evaluation:
@@ -133,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
             accuracy = evaluation_of(plan, result, options.data)
             return f"{result['arm']} {result['left']:g} seed {result['seed']}: {accuracy}"
 
-        results = run_plan(plan, folder, options.workers, options.data)
+        results = run_plan(plan, folder, options.workers, options.data, options.device)
         report_runs(results, len(plan.trials()), options.workers, folder, said)
 
     return run_command(work, kept="every run is saved")

@@ -165,7 +165,7 @@ def agreement(notebook: Notebook, content: NotebookNode) -> Iterator[str]:
     """What the notebook records is what course.toml says that it writes."""
     recorded = set()
     for cell in code(content):
-        for name in re.findall(r"\brun\.record\(\s*[\"']([\w-]+)[\"']", cell.source):
+        for name in re.findall(r"\brun\.(?:record|adopt)\(\s*[\"']([\w-]+)[\"']", cell.source):
             recorded.add(f"{notebook.number}_{name}")
     if recorded != set(notebook.writes):
         yield f"it records {sorted(recorded)}, but course.toml says writes = {sorted(notebook.writes)}"

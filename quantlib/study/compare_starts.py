@@ -78,7 +78,8 @@ def compare(options: argparse.Namespace) -> None:
 
     for rows in run_arms(arms, trainer_for):
         seconds = sum(row["value"] for row in rows if row["metric"] == "seconds")
-        results.record(EXPERIMENT, rows, results.provenance(profile, seconds=seconds), profile)
+        about = results.provenance(profile, device=options.device, seconds=seconds)
+        results.record(EXPERIMENT, rows, about, profile)
     print(results.frame(rows).pivot(index="method", columns="metric", values="value").round(2))
 
 

@@ -13,11 +13,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
-import torch
 
 from quantlib.errors import StudyError
 from quantlib.study.manifest import find_root
-from quantlib.subject.benchmark import machine
+from quantlib.subject.benchmark import device_name, machine
 from quantlib.subject.files import write_atomically
 
 HEADLINE_COLUMNS = ("name", "value", "low", "high", "n", "unit", "source")
@@ -98,6 +97,14 @@ def record(
     return path
 
 
+def pass_on(experiment: str, profile: str, root: Path | None = None) -> None:
+    """Copy a recorded full result, provenance and all, to where a profile's results lie."""
+    base = root or find_root()
+    source, goal = kept_in("full", base), folder(profile, base)
+    for suffix in (".csv", ".json") if goal != source else ():
+        write_atomic(goal / f"{experiment}{suffix}", (source / f"{experiment}{suffix}").read_bytes())
+
+
 def load(experiment: str, profile: str = "full", root: Path | None = None) -> pd.DataFrame:
     """The recorded rows of an experiment such as "03_observers".
 
@@ -132,7 +139,7 @@ def provenance(
         "commit": commit(root),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "seconds": round(seconds, 1),
-        "device": _device_name(device),
+        "device": device_name(device),
         **environment(),
         "checkpoints": dict(checkpoints or {}),
         "data": dict(data or {}),
@@ -228,11 +235,6 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _device_name(device: str) -> str:
-    """ "cpu", or the name of the GPU."""
-    return device if torch.device(device).type != "cuda" else f"cuda: {torch.cuda.get_device_name(device)}"
 
 
 def _git(base: Path, *arguments: str) -> str:

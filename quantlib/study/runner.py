@@ -23,7 +23,7 @@ from quantlib.study import report, results
 from quantlib.study.console import Progress, spell
 from quantlib.study.jobs import Job, check_disk, parse_parameters, plan
 from quantlib.study.manifest import Course, course
-from quantlib.study.setup import require_device
+from quantlib.subject.command import require_device
 
 
 def execute(job: Job) -> TaskFailed | None:

@@ -15,6 +15,7 @@ from quantlib.errors import CheckpointError, StudyError
 from quantlib.study import origin, results, setup
 from quantlib.study.manifest import course
 from quantlib.subject import checkpoints, data
+from quantlib.subject.command import require_device
 from quantlib.subject.data import Images
 from quantlib.subject.evaluation import Evaluation
 
@@ -51,7 +52,7 @@ class Session:
         self.profile = profile or os.environ.get("QUANTLIB_PROFILE") or "quick"
         self.settings = self.course.profile(self.profile, self.notebook)
         self.seed = seed
-        self.device = setup.require_device(device or os.environ.get("QUANTLIB_DEVICE") or "cpu")
+        self.device = require_device(device or os.environ.get("QUANTLIB_DEVICE") or "cpu")
         self.threads = int(os.environ.get("QUANTLIB_THREADS", torch.get_num_threads()))
         torch.set_num_threads(self.threads)
         setup.seed_everything(seed)
@@ -161,6 +162,17 @@ class Session:
             print(error)
         live = self._tables.get(name)
         return live.iloc[:0].copy() if live is not None else pd.DataFrame()
+
+    def adopt(self, experiment: str) -> pd.DataFrame:
+        """A result that a command of its own has recorded, such as a training log, passed on as it is.
+
+        Its provenance stays that of the command. Empty, with a sentence, where there is none yet.
+        """
+        name, table = f"{self.number}_{experiment}", self.recorded(experiment)
+        if len(table):
+            results.pass_on(name, self.profile, self.course.root)
+            self._tables[name] = table
+        return table
 
     def show_recorded(self, experiment: str) -> None:
         """Display the recorded full run: a line a method, a column a metric, values with their intervals."""

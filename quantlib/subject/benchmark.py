@@ -53,6 +53,17 @@ def machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def device_name(device: str | torch.device) -> str:
+    """Name a device, and which GPU it is: "cpu", "cuda: NVIDIA H100". Introduced in notebook 01."""
+    name = str(device)
+    return name if torch.device(name).type != "cuda" else f"cuda: {torch.cuda.get_device_name(device)}"
+
+
+def made_on(device: str | torch.device) -> dict[str, Any]:
+    """What a training run says of where it ran: {"device", "machine"}. Introduced in notebook 01."""
+    return {"device": device_name(device), "machine": machine()}
+
+
 @dataclass(frozen=True)
 class Timing:
     """Seconds of one candidate: the median, the quartiles low and high, and every counted run.

@@ -13,6 +13,7 @@ import torch
 
 from quantlib.subject import data
 from quantlib.subject.allocator import keep_freed_memory
+from quantlib.subject.command import add_device
 from quantlib.subject.data import Images
 from quantlib.subject.files import write_atomically
 
@@ -85,6 +86,7 @@ def campaign_arguments(
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs side by side")
     parser.add_argument("--folder", type=Path, help="where the runs are kept (default: the user's cache)")
     parser.add_argument("--data", help="folder of CIFAR-10 (default: found or fetched)")
+    add_device(parser)
     return parser.parse_args(argv)
 
 

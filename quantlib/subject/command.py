@@ -1,9 +1,12 @@
 """How every long command ends: done, stopped by Ctrl-C, or one sentence about what is wrong."""
 
+import argparse
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from quantlib.errors import ConfigError, QuantlibError
 
@@ -29,3 +32,27 @@ def check_start(path: Path, kept: Mapping[str, Any], wanted: Mapping[str, Any]) 
     if dict(kept) != dict(wanted):
         old = ", ".join(f"{name} {value}" for name, value in kept.items())
         raise ConfigError(f"{path} was made with {old}; give --folder for another start, or move it away.")
+
+
+def require_device(name: str) -> str:
+    """The device's name, if it is there; ConfigError otherwise."""
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        raise ConfigError(f"There is no device {name!r}; use cpu or cuda.") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("There is no CUDA device on this machine; use cpu.")
+    return name
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add --device, the GPU where there is one; one that is not there is refused as the line is read."""
+
+    def known(name: str) -> str:
+        try:
+            return require_device(name)
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=known, default=found, help=f"cpu or cuda (default: {found})")

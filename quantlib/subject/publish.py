@@ -1,7 +1,6 @@
 """Turn a finished training run into a checkpoint: half precision, index entry, model card."""
 
 import json
-import platform
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from quantlib.errors import TrainingError
 from quantlib.subject import data
-from quantlib.subject.benchmark import machine
+from quantlib.subject.benchmark import made_on
 from quantlib.subject.checkpoints import ROOT, checkpoint_info, load_checkpoint, save_checkpoint
 from quantlib.subject.data import CLASSES, Images
 from quantlib.subject.evaluation import Evaluation, evaluate
@@ -81,7 +80,7 @@ CARD = """# {name}
 | accuracy, 5,000 validation images | {validation_accuracy:.2f} % |
 | expected calibration error, 15 bins | {calibration_error:.2f} % |
 | trained on | 45,000 training images; the other 5,000 chose the epoch; the test images were used once |
-| time | {hours:.1f} hours on {cpu} |
+| time | {hours:.2g} hours on {trained_on} |
 | stored as | safetensors, float16, {bytes} bytes, sha256 {sha256} |
 | made | {date}, torch {torch}, Python {python}, seed {seed} |
 
@@ -108,37 +107,41 @@ def publish(
     model = load_best(network or build(recipe.model), folder)
     name = f"{recipe.name}_cifar10"
     state = torch.load(folder / "state.pt", map_location="cpu", weights_only=False)
-    facts = {"model": recipe.model, "recipe": asdict(recipe), "hours": round(state["seconds"] / 3600, 2)}
+    made = state.get("made_on") or made_on("cpu")  # it may have been another computer than this one
+    gpu = made["device"].removeprefix("cuda: ")
+    facts = {
+        "model": recipe.model, "recipe": asdict(recipe), "hours": round(state["seconds"] / 3600, 2),
+        "trained_on": made["machine"]["cpu"] if gpu == made["device"] else gpu,
+    }  # fmt: skip
     facts["origin"] = f"trained from scratch by `python -m quantlib.subject.training --recipe {recipe.name}`"
     facts |= about or {}
     validation, images = (data.load(split, "full", root) for split in ("validation", "test"))
     save_measured(model, name, facts, validation, images, network)
-    _publish_log(
-        recipe, folder, state["seconds"], ROOT.parent / "results" / f"{notebook}_training_log_{recipe.name}"
-    )
+    log = ROOT.parent / "results" / f"{notebook}_training_log_{recipe.name}"
+    _publish_log(recipe, folder, state["seconds"], made, log)
     card = ROOT / f"{name}.md"
-    write_atomically(card, card_text(recipe, name, facts))
+    write_atomically(card, card_text(recipe, name, facts, made["machine"]))
     return card
 
 
-def _publish_log(recipe: Recipe, folder: Path, seconds: float, stem: Path) -> None:
+def _publish_log(recipe: Recipe, folder: Path, seconds: float, made: dict[str, Any], stem: Path) -> None:
     """The log as a result of the study: a CSV, and a JSON that says where it comes from."""
     write_atomically(stem.with_suffix(".csv"), (folder / "log.csv").read_bytes())
     origin = {
         "profile": "full", "seed": recipe.seed, "date": str(date.today()), "seconds": round(seconds, 1),
-        "machine": machine(), "versions": {"torch": torch.__version__}, "recipe": asdict(recipe),
+        **made, "versions": {"torch": made["machine"]["torch"]}, "recipe": asdict(recipe),
     }  # fmt: skip
     write_atomically(stem.with_suffix(".json"), json.dumps(origin, indent=2) + "\n")
 
 
-def card_text(recipe: Recipe, name: str, facts: dict[str, Any]) -> str:
-    """Fill the model card from what was measured."""
-    info, computer = checkpoint_info(name), machine()
+def card_text(recipe: Recipe, name: str, facts: dict[str, Any], computer: dict[str, Any]) -> str:
+    """Fill the model card from what was measured; `computer`: the one that trained."""
+    info = checkpoint_info(name)
     measured = dict(facts["metrics"])
     classes = ", ".join(f"{label} {value:.1f}" for label, value in measured.pop("per_class").items())
     return CARD.format(
-        name=name, model=recipe.model, recipe=recipe.name, hours=facts["hours"], cpu=computer["cpu"],
-        bytes=info["bytes"], sha256=info["sha256"], date=date.today(), torch=torch.__version__,
-        python=platform.python_version(), seed=recipe.seed, classes=classes, origin=facts["origin"],
+        name=name, model=recipe.model, recipe=recipe.name, hours=facts["hours"], origin=facts["origin"],
+        trained_on=facts["trained_on"], bytes=info["bytes"], sha256=info["sha256"], date=date.today(),
+        torch=computer["torch"], python=computer["python"], seed=recipe.seed, classes=classes,
         **measured,
     )  # fmt: skip

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlib.errors import TrainingError
+from quantlib.subject.benchmark import made_on
 from quantlib.subject.files import replace_atomically, write_atomically
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def save_state(trainer: "Trainer") -> None:
         "average": trainer.average.model.state_dict(),
         "average_steps": trainer.average.steps, "optimizers": trainer.optimizers.state_dict(),
         "step": trainer.step, "seconds": trainer.seconds, "best": trainer.best,
-        "hooks": trainer.hooks.state_dict(),
+        "hooks": trainer.hooks.state_dict(), "made_on": made_on(trainer.device),
     }  # fmt: skip
     with replace_atomically(trainer.folder / "state.pt") as aside:
         torch.save(state, aside)

@@ -23,7 +23,7 @@ from quantlib.subject.allocator import keep_freed_memory
 from quantlib.subject.augment import augment, resize
 from quantlib.subject.benchmark import bfloat16_is_fast
 from quantlib.subject.checkpoints import load_checkpoint
-from quantlib.subject.command import run_command
+from quantlib.subject.command import add_device, run_command
 from quantlib.subject.compiled import compiled
 from quantlib.subject.data import Images
 from quantlib.subject.evaluation import evaluate
@@ -187,6 +187,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add_arguments(parser, "resnet50")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--no-publish", action="store_true", help="do not write checkpoints/ at the end")
+    parser.add_argument("--notebook", default="01", help="the one that the training log belongs to (01)")
     return parser.parse_args(argv)
 
 
@@ -195,7 +196,7 @@ def add_arguments(parser: argparse.ArgumentParser, recipe: str) -> None:
     parser.add_argument("--recipe", default=recipe, help="in quantlib/subject/recipes, or a .toml file")
     parser.add_argument("--folder", type=Path, help="of state and log (~/.cache/quantlib/training/NAME)")
     parser.add_argument("--data", help="folder of CIFAR-10 (default: found or fetched)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--save-seconds", type=float, default=120)
 
@@ -235,7 +236,7 @@ def train(options: argparse.Namespace) -> None:
     if trainer.rank == 0 and not options.no_publish:
         from quantlib.subject.publish import publish
 
-        publish(trainer.recipe, trainer.folder, root=options.data)
+        publish(trainer.recipe, trainer.folder, root=options.data, notebook=options.notebook)
 
 
 def main(argv: list[str] | None = None, run: Callable[[argparse.Namespace], None] = train) -> int:

@@ -13,6 +13,7 @@ from quantlib.compression.retraining import MaskedRetraining, Pruning, load_prun
 from quantlib.errors import ConfigError
 from quantlib.subject import checkpoints, data, training
 from quantlib.subject import publish as publishing
+from quantlib.subject.benchmark import machine
 from quantlib.subject.models import build
 from quantlib.subject.recipe import Recipe
 from quantlib.subject.training import Trainer
@@ -141,5 +142,17 @@ def test_the_command_retrains_and_publishes(tmp_path: Path, monkeypatch) -> None
     assert (tmp_path / "results/11_training_log_tiny90.csv").read_text().startswith("step,epoch")
     left = round(0.1 * sum(w.numel() for w in prunable(build("resnet20")).values()))
     assert f"{left:,} of" in (folder / "tiny90_cifar10.md").read_text()
+    assert f"hours on {machine()['cpu']}" in (folder / "tiny90_cifar10.md").read_text()
     loaded = checkpoints.load_checkpoint("tiny90", folder)
     assert sparsity_of(masks_of(loaded)) == pytest.approx(0.9, abs=1e-3)
+
+    # Trained on another computer, published on this one: card and log name the one that trained.
+    state = torch.load(tmp_path / "run/state.pt", weights_only=False)
+    elsewhere = {"cpu": "other CPU", "torch": "9.9", "python": "9.9.9"}
+    state["made_on"] = {"device": "cuda: GPU of ours", "machine": elsewhere}
+    torch.save(state, tmp_path / "run/state.pt")
+    assert training.main(command, run=retraining.run) == 0
+    card, log = folder / "tiny90_cifar10.md", tmp_path / "results/11_training_log_tiny90.json"
+    assert "hours on GPU of ours" in card.read_text() and "torch 9.9, Python 9.9.9" in card.read_text()
+    origin = json.loads(log.read_text())
+    assert origin["device"] == "cuda: GPU of ours" and origin["versions"] == {"torch": "9.9"}

@@ -114,6 +114,19 @@ def test_a_small_plan_takes_its_images_from_the_slice():
     assert small.split("train").split == "calibration" and small.source == "slice"
 
 
+def test_a_plan_trains_where_it_is_told(small_world, tmp_path, monkeypatch):
+    seen = []
+
+    def spy(*given, **options):
+        seen.append((options["device"], options["compile_model"]))
+        return REAL(*given, **options)
+
+    monkeypatch.setattr(students, "Trainer", spy)
+    plan = replace(PLAN, arms=(Arm("alone"),), seeds=(0,))
+    (result,) = run_plan(plan, root=tmp_path, device="cpu:0")  # another name of the CPU: no GPU is needed
+    assert result["device"] == "cpu:0" and seen == [("cpu:0", False)]
+
+
 def test_a_small_plan_trains_on_its_own_images(tmp_path, monkeypatch):
     seen = []
 

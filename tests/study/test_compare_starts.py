@@ -26,8 +26,8 @@ batch_size = 32
 
 def test_the_committed_arms_differ_from_the_recipe_that_was_chosen_in_what_they_name():
     arms = load_arms("resnet50_starts")
-    assert [(a.optimizer, a.muon_learning_rate, a.learning_rate) for a in arms.values()][:4] == [
-        ("muon", 0.05, 0.1), ("muon", 0.02, 0.1), ("sgd", 0.05, 0.1), ("sgd", 0.05, 0.4),
+    assert [(a.optimizer, a.muon_learning_rate, a.learning_rate) for a in arms.values()][:5] == [
+        ("muon", 0.05, 0.1), ("muon", 0.1, 0.1), ("muon", 0.02, 0.1), ("sgd", 0.05, 0.1), ("sgd", 0.05, 0.4),
     ]  # fmt: skip
     assert arms["muon_005_24px"].resolution(0) == 24 and arms["muon_005_batch_128"].batch_size == 128
     with pytest.raises(ConfigError, match="has no arms"):

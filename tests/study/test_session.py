@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from quantlib import study
-from quantlib.errors import StudyError
+from quantlib.errors import QuantlibError, StudyError
 from quantlib.study import results
 from quantlib.subject.evaluation import Evaluation, compare
 
@@ -66,6 +66,17 @@ def test_what_is_recorded_comes_back(small_course, measured, capsys):
     assert compare(a, kept).drop == 4.0
     with pytest.raises(StudyError, match="predictions/01_nothing.npz is not there"):
         run.recorded_predictions("nothing")
+
+
+def test_what_a_command_has_recorded_is_passed_on_with_its_own_provenance(small_course, measured, capsys):
+    run = study.start("01")
+    assert run.adopt("things").empty and "is not recorded yet" in capsys.readouterr().out
+    results.record("01_things", [results.row("a", "loss", 1.5)], {"device": "GPU"}, "full", small_course)
+    before = (small_course / "results/01_things.json").read_bytes()
+    for profile in ("quick", "full"):
+        assert study.start("01", profile=profile).adopt("things")["value"].tolist() == [1.5]
+    assert (small_course / "results/01_things.json").read_bytes() == before
+    assert (small_course / "build/results/quick/01_things.json").read_bytes() == before
 
 
 def test_an_empty_frame_has_the_columns_of_this_run(small_course, measured):
@@ -139,7 +150,7 @@ def test_headline_is_updated_in_place(small_course):
     (lambda run: study.start("01", profile="x"), "There is no profile 'x'"),
 ])  # fmt: skip
 def test_wrong_use_has_its_sentence(small_course, use_wrongly, words):
-    with pytest.raises(StudyError, match=words):
+    with pytest.raises(QuantlibError, match=words):
         use_wrongly(study.start("01"))
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from quantlib.errors import ConfigError
+from quantlib.subject.campaign import campaign_arguments
 from quantlib.subject.command import check_start, run_command
 from quantlib.subject.compiled import compiled
 
@@ -42,3 +43,16 @@ def test_a_start_made_with_other_options_is_refused(tmp_path):
     check_start(tmp_path, {"share": 0.4}, {"share": 0.4})
     with pytest.raises(ConfigError, match="was made with share 0.4; give --folder"):
         check_start(tmp_path, {"share": 0.4}, {"share": 0.3})
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("abacus", "There is no device 'abacus'; use cpu or cuda."), ("cuda", "There is no CUDA device"),
+])  # fmt: skip
+def test_a_device_that_is_not_there_is_refused_before_any_work(name, said, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        campaign_arguments(["--device", name], None, "resnet20_ticket", "tickets")
+    assert said in capsys.readouterr().err
+    assert campaign_arguments([], None, "resnet20_ticket", "tickets").device == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert campaign_arguments([], None, "resnet20_ticket", "tickets").device == "cuda"
