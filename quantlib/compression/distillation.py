@@ -76,6 +76,25 @@ class Distillation(Hooks):
         return distillation_loss(logits, teacher, labels, self.temperature, self.weight)
 
 
+class Taught(Hooks):
+    """A training run whose teacher looks at what the student sees: the same crops, at the price of its pass.
+
+    teacher: in eval mode from now on, on the trainer's device; the loss is `distillation_loss`. Source: Beyer
+    et al. 2022, who call it consistent teaching. Introduced in notebook 15.
+    """
+
+    def __init__(self, teacher: nn.Module, temperature: float = 1.0, weight: float = 0.5) -> None:
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.temperature, self.weight = temperature, weight
+
+    def loss(self, trainer: Trainer, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """The loss of one batch; the teacher computes in the precision of the training."""
+        kind, half = trainer.device.type, trainer.autocast
+        with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=half):
+            wanted = self.teacher(images).float()
+        return distillation_loss(logits, wanted, labels, self.temperature, self.weight)
+
+
 class Pair(nn.Module):
     """A student and a teacher that train together; in eval mode the student alone.
 

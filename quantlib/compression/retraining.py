@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from quantlib.compression.distillation import Taught
 from quantlib.compression.pruning import (
     Masks,
     Schedule,
@@ -21,7 +22,7 @@ from quantlib.compression.pruning import (
 )
 from quantlib.errors import ConfigError
 from quantlib.subject import training
-from quantlib.subject.checkpoints import checkpoint_info
+from quantlib.subject.checkpoints import checkpoint_info, load_checkpoint
 from quantlib.subject.data import Images
 from quantlib.subject.hooks import Hooks
 from quantlib.subject.models import build
@@ -36,7 +37,8 @@ class Pruning:
     """The [pruning] table of a recipe: how sparse, in which way, and how often the masks are made anew.
 
     kind, final, initial, rounds, until: see Schedule; scope: see magnitude_masks; every: steps between two
-    looks at a gradual schedule. Introduced in notebook 11.
+    looks at a gradual schedule; teacher: the checkpoint that is half of the loss, "" for labels alone.
+    Introduced in notebook 11.
     """
 
     final: float
@@ -46,6 +48,7 @@ class Pruning:
     until: float = 0.7
     scope: str = "global"
     every: int = 50
+    teacher: str = ""
 
     @property
     def schedule(self) -> Schedule:
@@ -59,11 +62,13 @@ class MaskedRetraining(Hooks):
     Before a step the gradients of dropped weights are set to zero, so that no momentum gathers behind the
     masks and Muon does not see them; after the step the weights are. The averaged weights follow, and the
     best epoch is looked for anew whenever the network gets sparser. `masks` without `pruning`: these, for
-    good. Introduced in notebook 11.
+    good. `goal`: hooks whose loss is trained for, instead of the recipe's. Introduced in notebook 11.
     """
 
-    def __init__(self, pruning: Pruning | None = None, masks: Masks | None = None) -> None:
-        self.pruning, self.masks = pruning, dict(masks or {})
+    def __init__(
+        self, pruning: Pruning | None = None, masks: Masks | None = None, goal: Hooks | None = None
+    ) -> None:
+        self.pruning, self.masks, self.goal = pruning, dict(masks or {}), goal or Hooks()
         self.asked = -1.0  # the sparsity of the last cut
 
     @property
@@ -77,6 +82,10 @@ class MaskedRetraining(Hooks):
         if trainer.step == 0:
             self._hold(trainer)
             self._cut(trainer)
+
+    def loss(self, trainer: Trainer, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """The goal's loss of one batch."""
+        return self.goal.loss(trainer, logits, images, labels)
 
     def before_step(self, trainer: Trainer) -> None:
         """Silence the gradients of dropped weights."""
@@ -183,7 +192,8 @@ def published(recipe: Recipe, pruning: Pruning, folder: Path, root: str | None =
 def run(options: argparse.Namespace) -> None:
     """Retrain one recipe to its end and publish the pruned checkpoint."""
     recipe, pruning = load_pruning_recipe(options.recipe)
-    hooks = MaskedRetraining(pruning)
+    goal = Taught(load_checkpoint(pruning.teacher).to(options.device)) if pruning.teacher else None
+    hooks = MaskedRetraining(pruning, goal=goal)
     trainer = training.trainer_of(options, recipe, hooks)
     hooks.begin(trainer)
     trainer.run()

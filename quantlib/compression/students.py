@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantlib.compression.distillation import Distillation, JointTraining, Pair, teacher_logits
+from quantlib.compression.distillation import Distillation, JointTraining, Pair, Taught, teacher_logits
 from quantlib.errors import ConfigError
 from quantlib.quantization.qat import make_trainable, start_grids
 from quantlib.subject import checkpoints, data
@@ -40,8 +40,8 @@ from quantlib.subject.recipe import Recipe, read_settings, recipe_of
 from quantlib.subject.state import load_best
 from quantlib.subject.training import Trainer
 
-TEACHERS = ("", "answers", "joint")
-"""Who teaches a student: nobody, kept answers, or a twin that trains beside it."""
+TEACHERS = ("", "answers", "crops", "joint")
+"""Who teaches a student: nobody, kept answers, the teacher on the student's crops, a twin beside it."""
 IMAGES_START = 256
 """Training images from which the grids of a low-bit student get their first scales."""
 
@@ -51,8 +51,8 @@ class Arm:
     """One way to train a student.
 
     weight_bits, activation_bits: 0 for float32; teacher: "" (none), "answers" (of the plan's trained teacher,
-    kept) or "joint" (a float32 twin that trains beside it); trained: start from the plan's trained student;
-    main: with every seed of the plan. Introduced in notebook 15.
+    kept), "crops" (it answers each crop) or "joint" (a float32 twin that trains beside it); trained: start
+    from the plan's trained student; main: with every seed of the plan. Introduced in notebook 15.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Arm:
     def __post_init__(self) -> None:
         if self.teacher not in TEACHERS or bool(self.weight_bits) != bool(self.activation_bits):
             raise ConfigError(
-                f"An arm has teacher '', 'answers' or 'joint', and bits for both sides or none; not {self}."
+                f"An arm has a teacher of {TEACHERS}, and bits for both sides or none; not {self}."
             )
 
 
@@ -105,7 +105,7 @@ class Plan:
         return campaign_images(name, self.source, self.images, data_root)
 
     def _reads(self) -> list[str]:
-        teacher = [self.teacher] if any(arm.teacher == "answers" for arm in self.arms) else []
+        teacher = [self.teacher] if any(arm.teacher in ("answers", "crops") for arm in self.arms) else []
         return teacher + ([self.trained] if any(arm.trained for arm in self.arms) else [])
 
 
@@ -143,10 +143,12 @@ def student_of(plan: Plan, arm: Arm, seed: int, train: Images) -> nn.Module:
     return Pair(student, build(plan.recipe.model)) if arm.teacher == "joint" else student
 
 
-def hooks_of(plan: Plan, arm: Arm, train: Images, root: Path) -> Hooks:
+def hooks_of(plan: Plan, arm: Arm, train: Images, root: Path, device: str = "cpu") -> Hooks:
     """What the arm adds to the training."""
     if arm.teacher == "answers":
         return Distillation(answers_of(plan, train, root), arm.temperature, arm.weight)
+    if arm.teacher == "crops":
+        return Taught(checkpoints.load_checkpoint(plan.teacher).to(device), arm.temperature, arm.weight)
     return JointTraining(arm.temperature, arm.weight) if arm.teacher == "joint" else Hooks()
 
 
@@ -183,7 +185,7 @@ def run_one(
     with (folder / "output.txt").open("a") as file, contextlib.redirect_stdout(file):
         Trainer(
             recipe, train, validation, folder,
-            model=student_of(plan, arm, seed, train), hooks=hooks_of(plan, arm, train, root),
+            model=student_of(plan, arm, seed, train), hooks=hooks_of(plan, arm, train, root, device),
             # A few steps, or all of them on a GPU, are over before a compiler pays.
             device=device, compile_model=plan.images is None and device == "cpu",
         ).run()  # fmt: skip

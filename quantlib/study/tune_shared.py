@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from quantlib.compression.archive import compress, decompress
 from quantlib.compression.codebook import attach, detach
+from quantlib.compression.distillation import Taught
 from quantlib.compression.norms import simplify_norms
 from quantlib.compression.pruning import recalibrate
 from quantlib.compression.rate import importance, price_of_size, share_network
@@ -31,29 +31,9 @@ from quantlib.subject.command import check_start, run_command
 from quantlib.subject.data import batches
 from quantlib.subject.evaluation import evaluate
 from quantlib.subject.files import replace_atomically, write_atomically
-from quantlib.subject.hooks import Hooks
 from quantlib.subject.recipe import load_recipe
 from quantlib.subject.state import load_best
-from quantlib.subject.training import Trainer, add_arguments, trainer_of
-
-
-class Taught(Hooks):
-    """Half the loss is what the labels say, half what the float32 network says."""
-
-    def __init__(self, teacher: nn.Module) -> None:
-        self.teacher = teacher.eval().requires_grad_(False)
-
-    def loss(self, trainer: Trainer, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """Mean of the cross entropy and of the divergence from the teacher."""
-        with (
-            torch.no_grad(),
-            torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.autocast),
-        ):
-            wanted = self.teacher(images).float()
-        divergence = F.kl_div(
-            logits.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction="batchmean"
-        )
-        return 0.5 * (super().loss(trainer, logits, images, labels) + divergence)
+from quantlib.subject.training import add_arguments, trainer_of
 
 
 def shares(model: nn.Module, options: argparse.Namespace, seed: int) -> dict[str, Shared]:

@@ -15,6 +15,7 @@ from quantlib.compression.distillation import (
     Distillation,
     JointTraining,
     Pair,
+    Taught,
     distillation_loss,
     soften,
     teacher_logits,
@@ -102,6 +103,21 @@ def test_a_student_comes_closer_to_its_teacher_than_the_labels_bring_it(tmp_path
     told.network.train()
     losses = [float(told.train_step()) for _ in range(told.total_steps)]
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+
+
+def test_a_live_teacher_answers_what_the_student_sees(tmp_path):
+    images = data.load("calibration").take(32)
+    run = Trainer(TINY, images, images.take(16), tmp_path, compile_model=False)
+    teacher = build("resnet20").train()
+    hooks, (x, labels) = Taught(teacher, 2.0, 0.9), run.batch(0)
+    logits, run.autocast = torch.randn(16, 10, requires_grad=True), False
+    loss = hooks.loss(run, logits, x, labels)
+    assert torch.equal(loss, distillation_loss(logits, teacher.eval()(x), labels, 2.0, 0.9))
+    loss.backward()
+    assert all(p.grad is None for p in teacher.parameters()) and logits.grad.abs().sum() > 0
+    wanted = teacher(x)  # a student that says what the teacher says is left with the labels' share
+    half = Taught(teacher).loss(run, wanted, x, labels)
+    torch.testing.assert_close(half, 0.5 * F.cross_entropy(wanted, labels))
 
 
 def test_joint_training_teaches_both_and_the_teacher_ignores_the_student(tmp_path):

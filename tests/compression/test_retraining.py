@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from quantlib.compression import retraining
+from quantlib.compression.distillation import Taught
 from quantlib.compression.pruning import magnitude_masks, masks_of, prunable, sparsity_of
 from quantlib.compression.retraining import MaskedRetraining, Pruning, load_pruning_recipe, retrain
 from quantlib.errors import ConfigError
@@ -131,11 +132,13 @@ def test_the_command_retrains_and_publishes(tmp_path: Path, monkeypatch) -> None
     path = tmp_path / "tiny90.toml"
     path.write_text(
         'model = "resnet20"\nstart = "resnet20"\nbatch_size = 32\nstages = [[1, 12]]\n'
-        "[pruning]\nfinal = 0.9\nuntil = 0.5\nevery = 1\n"
+        '[pruning]\nfinal = 0.9\nuntil = 0.5\nevery = 1\nteacher = "resnet20"\n'
     )
+    asked = []
+    monkeypatch.setattr(retraining, "Taught", lambda network: asked.append(network) or Taught(network))
     command = ["--recipe", str(path), "--folder", str(tmp_path / "run"), "--device", "cpu",
                "--threads", "1", "--no-compile"]  # fmt: skip
-    assert training.main(command, run=retraining.run) == 0
+    assert training.main(command, run=retraining.run) == 0 and len(asked) == 1
     entry = json.loads((folder / "index.json").read_text())["tiny90_cifar10"]
     assert entry["sparsity"] == pytest.approx(0.9, abs=1e-3) and entry["status"] == "new"
     assert entry["pruning"]["final"] == 0.9 and entry["metrics"]["test_n"] == 128

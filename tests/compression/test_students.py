@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from quantlib.compression import students
-from quantlib.compression.distillation import Distillation, JointTraining, Pair
+from quantlib.compression.distillation import Distillation, JointTraining, Pair, Taught
 from quantlib.compression.students import (
+    TEACHERS,
     Arm,
     Plan,
     answers_of,
@@ -48,7 +49,7 @@ def small_world(monkeypatch):
 REAL = students.Trainer
 
 
-@pytest.mark.parametrize("name, runs", [("resnet20_student", 10), ("resnet20_low_bit", 16)])
+@pytest.mark.parametrize("name, runs", [("resnet20_student", 13), ("resnet20_low_bit", 16)])
 def test_the_shipped_plans_name_each_run_once(name, runs):
     plan = load_plan(name)
     folders = [students.folder_name(*run) for run in plan.runs()]
@@ -78,8 +79,8 @@ def test_arms_differ_in_start_bits_and_teacher(small_world, tmp_path):
     bits = {(layer.weight_grid.bits, layer.input_grid.bits) for layer in trainable_layers(low).values()}
     assert bits == {(2, 8), (8, 8)}
     assert isinstance(made(teacher="joint"), Pair)
-    kinds = [hooks_of(PLAN, Arm("x", teacher=t), small_world, tmp_path) for t in ("", "answers", "joint")]
-    assert [type(hooks) for hooks in kinds] == [Hooks, Distillation, JointTraining]
+    kinds = [hooks_of(PLAN, Arm("x", teacher=t), small_world, tmp_path) for t in TEACHERS]
+    assert [type(hooks) for hooks in kinds] == [Hooks, Distillation, Taught, JointTraining]
     assert kinds[1].answers.shape == (16, 10)
 
 

@@ -1,7 +1,6 @@
 """Share, tune, write: the file has the size that was asked for, a second call goes on, the list says so."""
 
 import torch
-from torch.nn import functional as F
 
 from quantlib.compression.archive import decompress
 from quantlib.compression.codebook import weights_of
@@ -46,19 +45,3 @@ def test_shared_tuned_resumed_and_listed(tmp_path, monkeypatch, capsys):
     assert max(distinct.values()) <= 9
     norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert all(norm.running_mean.count_nonzero() == 0 for norm in norms)
-
-
-def test_the_teachers_half_of_the_loss():
-    class Stub:
-        device, autocast = torch.device("cpu"), False
-        recipe = type("Recipe", (), {"label_smoothing": 0.0})
-
-    teacher = torch.nn.Linear(4, 3)
-    x, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
-    wanted = teacher(x).detach()
-    hooks = tune_shared.Taught(teacher)
-    assert torch.allclose(hooks.loss(Stub, wanted, x, labels), 0.5 * F.cross_entropy(wanted, labels))
-    other = torch.randn(5, 3)
-    divergence = (wanted.softmax(1) * (wanted.log_softmax(1) - other.log_softmax(1))).sum(1).mean()
-    expected = 0.5 * (F.cross_entropy(other, labels) + divergence)
-    assert torch.allclose(hooks.loss(Stub, other, x, labels), expected)
