@@ -18,6 +18,10 @@ ENDS = ("8", "same")
 FLOAT_BITS = 32
 """So many bits mean: left in float32."""
 
+ACTIVATION_OBSERVER = "aciq"
+"""Of activations in few bits. A range of least squared error serves the few channels with large values and
+loses the rest; aciq's, which clips them, lost least on validation images (notebook 03)."""
+
 Widths = int | Mapping[str, int]
 """One width for all, or one for each by name."""
 
@@ -39,18 +43,14 @@ def weight_scheme(bits: int, ratios: int = 100) -> Scheme | None:
     )  # fmt: skip
 
 
-def activation_scheme(bits: int, observer: str = "aciq") -> Scheme | None:
-    """Unsigned activations with a zero point, one range per tensor. Notebook 10.
-
-    At few bits a range of least squared error serves the few channels with large values and loses the rest;
-    aciq's, which clips them, lost least on validation images (notebook 03).
-    """
+def activation_scheme(bits: int, observer: str = ACTIVATION_OBSERVER) -> Scheme | None:
+    """Unsigned activations with a zero point, one range per tensor. Notebook 10."""
     return None if bits == FLOAT_BITS else Scheme(bits, observer=observer)
 
 
 def low_bit_qconfig(
     graph: fx.Graph, weight: Widths, activation: Widths, ends: str = "8", ratios: int = 100,
-    observer: str = "aciq",
+    observer: str = ACTIVATION_OBSERVER,
 ) -> QConfig:  # fmt: skip
     """The QConfig that gives each layer's weight and each tensor its width; 32 leaves it in float32.
 

@@ -6,6 +6,7 @@ machine. Its columns are those of SETTING.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from torch import fx, nn
 
 from quantlib.quantization.graph import fuse, kind
-from quantlib.quantization.low_bits import FLOAT_BITS, first_and_last
+from quantlib.quantization.low_bits import ACTIVATION_OBSERVER, FLOAT_BITS, first_and_last
 from quantlib.quantization.observers import Observer
 from quantlib.quantization.qconfig import QConfig, Scheme, check_name
 from quantlib.quantization.sites import site_name, source
@@ -26,7 +27,8 @@ from quantlib.subject.evaluation import Evaluation, classes, evaluate, predictio
 
 SETTING: dict[str, Any] = {
     "bits_weight": 8, "bits_fc": 8, "bits_activation": 8, "granularity": "per_channel",
-    "observer_weight": "minmax", "observer_activation": "aciq", "ends": "same", "draw": 0, "kind": "integer",
+    "observer_weight": "minmax", "observer_activation": ACTIVATION_OBSERVER, "ends": "same", "draw": 0,
+    "kind": "integer",
 }  # fmt: skip
 """Every column of a setting, with what it is when nothing is said.
 
@@ -119,7 +121,8 @@ class PostTraining:
         settle_weights(prepared, self.network, self.ratios)
         if prepared.activations:
             drawn = (self.source, self.images_calibration, chosen["draw"])
-            take_ranges(prepared, _calibrated(self.network, chosen["observer_activation"], *drawn))
+            seen = calibrated(trained_graph, (self.network,), chosen["observer_activation"], *drawn)
+            take_ranges(prepared, seen)
         return prepared
 
 
@@ -155,7 +158,10 @@ def split_images(split: str, source: str, count: int, draw: int) -> Images:
 
 
 @lru_cache(maxsize=2)
-def _calibrated(network: str, observer: str, source: str, count: int, draw: int) -> Prepared:
-    """Observers that have seen the calibration images, at 8 bits."""
-    prepared = prepare(trained_graph(network), QConfig(None, Scheme(observer=observer)))
+def calibrated(
+    graph_of: Callable[..., fx.GraphModule], network: tuple[Any, ...], observer: str,
+    source: str, count: int, draw: int,
+) -> Prepared:  # fmt: skip
+    """Observers that have seen the calibration images, at 8 bits; the graph is `graph_of(*network)`."""
+    prepared = prepare(graph_of(*network), QConfig(None, Scheme(observer=observer)))
     return calibrate(prepared, batches(split_images("calibration", source, count, draw)))

@@ -14,8 +14,8 @@ import torch
 from torch import fx
 
 from quantlib.quantization.equalization import equalize, unbalance
-from quantlib.quantization.low_bits import Counts, counts, low_bit_qconfig
-from quantlib.quantization.qconfig import QConfig, Scheme, check_name
+from quantlib.quantization.low_bits import ACTIVATION_OBSERVER, Counts, counts, low_bit_qconfig
+from quantlib.quantization.qconfig import QConfig, check_name
 from quantlib.quantization.reconstruction import (
     LONG,
     Recipe,
@@ -25,7 +25,7 @@ from quantlib.quantization.reconstruction import (
     reconstruct,
     round_weights,
 )
-from quantlib.quantization.workflow import Prepared, calibrate, convert, prepare
+from quantlib.quantization.workflow import Prepared, convert, prepare
 from quantlib.study import ptq
 from quantlib.study.ptq import split_images
 from quantlib.study.sweep import Setting, code_digest
@@ -67,7 +67,8 @@ METHODS: dict[str, Method] = {
 
 RESCUE: dict[str, Any] = {
     "rescue": "nearest", "bits_weight": 4, "bits_fc": 4, "bits_activation": 4, "allocation": "uniform",
-    "ends": "8", "kind": "mixed", "spread": 1.0, "iterations": 0, "draw": 0, "observer": "aciq",
+    "ends": "8", "kind": "mixed", "spread": 1.0, "iterations": 0, "draw": 0,
+    "observer": ACTIVATION_OBSERVER,
 }  # fmt: skip
 """Every column of a setting, with what it is when nothing is said.
 
@@ -183,8 +184,9 @@ class Rescue:
         graph = _network(self.network, chosen["spread"], equalized)
         prepared = prepare(graph, self.qconfig(chosen, graph))
         ptq.settle_weights(prepared, self.network, chosen["spread"], equalized, self.ratios)
-        drawn = (self.source, self.images_calibration, chosen["draw"], chosen["observer"])
-        ptq.take_ranges(prepared, _seen(self.network, chosen["spread"], equalized, *drawn))
+        drawn = (chosen["observer"], self.source, self.images_calibration, chosen["draw"])
+        known = (self.network, chosen["spread"], equalized)
+        ptq.take_ranges(prepared, ptq.calibrated(_network, known, *drawn))
         return prepared
 
     def qconfig(self, chosen: Setting, graph: fx.GraphModule) -> QConfig:
@@ -226,15 +228,6 @@ def _network(name: str, spread: float, equalized: bool) -> fx.GraphModule:
     if spread != 1:
         graph = unbalance(graph, spread)
     return equalize(graph) if equalized else graph
-
-
-@lru_cache(maxsize=2)
-def _seen(
-    name: str, spread: float, equalized: bool, source: str, count: int, draw: int, observer: str
-) -> Prepared:
-    """Observers that have seen the calibration images, at 8 bits."""
-    prepared = prepare(_network(name, spread, equalized), QConfig(None, Scheme(observer=observer)))
-    return calibrate(prepared, batches(split_images("calibration", source, count, draw)))
 
 
 @lru_cache(maxsize=2)

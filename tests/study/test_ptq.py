@@ -21,9 +21,9 @@ def tiny(monkeypatch):
     graph = fuse(randomize(Tiny()))
     monkeypatch.setattr(ptq, "trained_graph", lambda network: graph)
     monkeypatch.setattr(ptq, "_SETTLED", {})
-    ptq._calibrated.cache_clear()
+    ptq.calibrated.cache_clear()
     yield graph
-    ptq._calibrated.cache_clear()
+    ptq.calibrated.cache_clear()
 
 
 JOB = PostTraining("slice", images_calibration=12, images_test=20, ratios=10)

@@ -28,7 +28,7 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.setattr(ptq, "trained_graph", lambda network: graph)
     monkeypatch.setattr(ptq, "_SETTLED", {})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    kept = (rescue._network, rescue._seen, rescue.counted)
+    kept = (rescue._network, ptq.calibrated, rescue.counted)
     for each in kept:
         each.cache_clear()
     yield graph
