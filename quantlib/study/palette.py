@@ -122,6 +122,7 @@ METHODS: dict[str, Look] = {
     "teacher": Look(BLACK, "*", "teacher"),
     "alone": Look(VERMILLION, "s", "alone"),
     "distilled": Look(BLUE, "o", "distilled, T = 4"),
+    "same crops": Look(WINE, "*", "T = 4, same crops"),
     "temperature 1": Look(SKY, "v", "T = 1"),
     "temperature 2": Look(GREEN, "P", "T = 2"),
     "temperature 8": Look(PURPLE, "^", "T = 8"),
