@@ -24,7 +24,8 @@ def drop_over_shared_values(accuracy: pd.DataFrame) -> Figure:
     made, ax = plots.canvas(title, "bits of an index (log2 of the values)", "points lost against FP32")
     drop_lines(ax, table, "bits", room=0.5, sway=0.02)
     n = int(table["n"].iloc[0])
-    plots.caption(made, f"n = {n:,}, paired, 95 % intervals; codebooks with batch norms measured anew")
+    told = "codebooks with batch norms measured anew, grids without"
+    plots.caption(made, f"n = {n:,}, paired, 95 % intervals; {told}")
     return made
 
 
