@@ -26,6 +26,7 @@ from quantlib.subject.campaign import (
     keep_result,
     report_runs,
     side_by_side,
+    take_over,
 )
 from quantlib.subject.command import run_command
 from quantlib.subject.data import Images
@@ -131,8 +132,12 @@ def run_plan(
     plan: Plan, workers: int = 1, root: Path | None = None, data_root: str | None = None,
     device: str = "cpu",
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """Train every student of the plan and yield each result; killed, it goes on where it stopped."""
+    """Train every student of the plan and yield each result; killed, it goes on where it stopped.
+
+    What another machine has finished and committed is not trained again, see `take_over`.
+    """
     root = root or plan.folder()
+    take_over(root)
     if any(arm.teacher == "answers" for arm in plan.arms):
         answers_of(plan, plan.split("train", data_root), root, device)  # once, before the workers ask for it
     for _, result in side_by_side(plan.runs(), partial(run_one, plan, root, data_root, device), workers):

@@ -13,6 +13,7 @@ import torch
 
 from quantlib.subject import data
 from quantlib.subject.allocator import keep_freed_memory
+from quantlib.subject.checkpoints import ROOT
 from quantlib.subject.command import add_device
 from quantlib.subject.data import Images
 from quantlib.subject.files import write_atomically
@@ -75,6 +76,17 @@ def campaign_images(
 def keep_result(path: Path, result: Mapping[str, Any]) -> None:
     """Write the result of a finished run, so that a reader sees all of it or nothing."""
     write_atomically(path, json.dumps(result))
+
+
+def take_over(folder: Path, kept: Path = ROOT.parent / "results" / "unfinished") -> None:
+    """Copy into a campaign's folder the results that another machine has finished and committed.
+
+    They lie in `kept`, under the last two parts of the folder's path; what the folder has stays as it is.
+    """
+    for path in sorted((kept / folder.parent.name / folder.name).glob("*/result.json")):
+        own = folder / path.parent.name / path.name
+        if not own.exists():
+            write_atomically(own, path.read_text())
 
 
 def campaign_arguments(

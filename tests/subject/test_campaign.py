@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from quantlib.subject.campaign import side_by_side
+from quantlib.subject.campaign import side_by_side, take_over
 
 
 def double(run: int) -> int:
@@ -36,3 +36,19 @@ def test_no_run_is_given_out_before_those_it_needs():
 def test_an_error_in_a_run_comes_out(workers):
     with pytest.raises(ValueError, match="run 7"):
         list(side_by_side([7], fails, workers))
+
+
+def test_results_of_another_machine_are_taken_over_and_own_ones_kept(tmp_path):
+    kept, folder = tmp_path / "results/unfinished", tmp_path / "cache/students/mine-1a2b"
+    for place, text in ((kept / "students/mine-1a2b", "theirs"), (kept / "students/other-3c4d", "other")):
+        for run in ("alone-0", "alone-1"):
+            (place / run).mkdir(parents=True)
+            (place / run / "result.json").write_text(text)
+    (folder / "alone-0").mkdir(parents=True)
+    (folder / "alone-0/result.json").write_text("own")
+    take_over(folder, kept)
+    take_over(tmp_path / "cache/tickets/mine-1a2b", kept)  # nothing is kept for it
+    found = {str(path.relative_to(tmp_path / "cache")): path.read_text() for path in folder.rglob("*.json")}
+    assert found == {"students/mine-1a2b/alone-0/result.json": "own",
+                     "students/mine-1a2b/alone-1/result.json": "theirs"}  # fmt: skip
+    assert not (tmp_path / "cache/tickets").exists()
