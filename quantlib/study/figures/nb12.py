@@ -31,7 +31,7 @@ def accuracy_by_start(tickets: pd.DataFrame) -> Figure:
             dots = single[(single["method"] == method) & (single["left"] == left)]["value"]
             ax.scatter([place] * len(dots), dots, s=8, color=face.colour, alpha=0.5, linewidth=0, zorder=2)
         ends[method] = (len(levels) - 1 + 0.2, last)
-    ax.axhline(0, color=plots.colour("dense"), linewidth=1, linestyle="--")
+    ax.plot([-0.3, len(levels) - 0.85], [0, 0], color=plots.colour("dense"), linewidth=1, linestyle="--")
     ax.set_xticks(range(len(levels)), [f"{100 * left:g}" for left in levels])
     ax.set_xlim(-0.3, len(levels) - 1 + max(1.0, 0.45 * len(levels)))
     ax.invert_yaxis()
