@@ -56,6 +56,11 @@ def test_the_shipped_plans_name_each_run_once(name, runs):
     assert {arm.teacher for arm in plan.arms} & {"answers", "crops"}
 
 
+def test_students_with_another_teacher_train_alike():
+    alone, crops = load_plan("resnet20_student"), load_plan("resnet20_crops")
+    assert replace(crops.recipe, name=alone.recipe.name) == alone.recipe and crops.seeds == alone.seeds
+
+
 def test_plans_that_make_no_sense_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="no \\[students\\] table"):
         load_plan("resnet20")
