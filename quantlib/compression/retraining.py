@@ -164,7 +164,9 @@ def retrain(
     return load_best(trainer.model, folder).eval()
 
 
-def published(recipe: Recipe, pruning: Pruning, folder: Path, root: str | None = None) -> Path:
+def published(
+    recipe: Recipe, pruning: Pruning, folder: Path, root: str | None = None, notebook: str = "11"
+) -> Path:
     """Write the pruned checkpoint, its index entry and card, and the log into results/; the card's path.
 
     The index says how sparse it is, and which network it started from, by sha256. Introduced in notebook 11.
@@ -186,7 +188,7 @@ def published(recipe: Recipe, pruning: Pruning, folder: Path, root: str | None =
         before = checkpoint_info(recipe.start)
         about["start_sha256"] = before["sha256"]
         about |= {key: before[key] for key in ("status",) if key in before}
-    return publish(recipe, folder, root, about=about, notebook="11")
+    return publish(recipe, folder, root, about=about, notebook=notebook)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -198,7 +200,8 @@ def run(options: argparse.Namespace) -> None:
     hooks.begin(trainer)
     trainer.run()
     if trainer.rank == 0 and not options.no_publish:
-        print(published(recipe, pruning, trainer.folder, root=options.data).read_text())
+        notebook = options.notebook or "11"
+        print(published(recipe, pruning, trainer.folder, options.data, notebook).read_text())
 
 
 if __name__ == "__main__":

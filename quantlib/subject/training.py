@@ -187,7 +187,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add_arguments(parser, "resnet50")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--no-publish", action="store_true", help="do not write checkpoints/ at the end")
-    parser.add_argument("--notebook", default="01", help="the one that the training log belongs to (01)")
+    parser.add_argument("--notebook", help="the one that the training log belongs to")
     return parser.parse_args(argv)
 
 
@@ -236,7 +236,7 @@ def train(options: argparse.Namespace) -> None:
     if trainer.rank == 0 and not options.no_publish:
         from quantlib.subject.publish import publish
 
-        publish(trainer.recipe, trainer.folder, root=options.data, notebook=options.notebook)
+        publish(trainer.recipe, trainer.folder, root=options.data, notebook=options.notebook or "01")
 
 
 def main(argv: list[str] | None = None, run: Callable[[argparse.Namespace], None] = train) -> int:

@@ -149,6 +149,9 @@ def test_the_command_retrains_and_publishes(tmp_path: Path, monkeypatch) -> None
     loaded = checkpoints.load_checkpoint("tiny90", folder)
     assert sparsity_of(masks_of(loaded)) == pytest.approx(0.9, abs=1e-3)
 
+    assert training.main([*command, "--notebook", "14"], run=retraining.run) == 0
+    assert (tmp_path / "results/14_training_log_tiny90.csv").exists()
+
     # Trained on another computer, published on this one: card and log name the one that trained.
     state = torch.load(tmp_path / "run/state.pt", weights_only=False)
     elsewhere = {"cpu": "other CPU", "torch": "9.9", "python": "9.9.9"}
