@@ -106,6 +106,23 @@ def test_another_context_is_another_sweep(tmp_path):
     assert len(code_digest()) == 16 and code_digest() != code_digest(("quantization",))
 
 
+def test_only_other_code_makes_finished_work_another_sweep(tmp_path, monkeypatch):
+    """A comment or a docstring may change while a sweep of hours is under way; a digit may not."""
+    room = tmp_path / "quantlib" / "subject"
+    room.mkdir(parents=True)
+    monkeypatch.setattr("quantlib.__file__", str(tmp_path / "quantlib" / "__init__.py"))
+
+    def digest(text):
+        (room / "module.py").write_text(text)
+        return code_digest(("subject",))
+
+    plain = digest("def step():\n    return 'half'\n")
+    assert digest('"""A module."""\n# why\ndef step():\n    """One step."""\n\n    return "half"\n') == plain
+    assert digest("def step():\n    return 'whole'\n") != plain
+    (room / "module.py").rename(room / "other.py")
+    assert code_digest(("subject",)) != plain
+
+
 def test_what_is_no_plain_data_is_refused(tmp_path):
     for setting in ({"model": object()}, {"x": float("nan")}):
         with pytest.raises(ConfigError, match="A setting holds text, numbers"):
