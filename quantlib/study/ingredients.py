@@ -43,8 +43,8 @@ def corrected_each_call(layer: IntegerLayer, q: Tensor) -> Tensor:
     rows, weight, shape = layer.rows(q)
     acc = int_matmul(rows, weight)
     sums = layer.weight.flatten(1).sum(1, dtype=torch.int32)
-    acc = acc - (layer.input_grid.zero_point - 128) * sums
-    return (acc + layer.bias).view(*shape).movedim(-1, 1)
+    acc.add_(layer.bias - (layer.input_grid.zero_point - 128) * sums)
+    return acc.view(*shape).movedim(-1, 1)
 
 
 def with_weight_zero_point(layer: IntegerLayer, q: Tensor) -> Tensor:

@@ -228,6 +228,11 @@ def caption(figure: Figure, text: str) -> None:
     figure.supxlabel(text, x=0.99, ha="right", fontsize=7.5, color="0.45")
 
 
+def counted(n: int, what: str) -> str:
+    """A number and its noun: "1 round", "9 rounds"."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG whose bytes depend on nothing but the drawing (no date, no software version)."""
     buffer = BytesIO()

@@ -10,6 +10,9 @@ from quantlib.study import plots
 from quantlib.study.figures.registry import figure
 from quantlib.study.palette import BLUE, GREY, ORANGE, look
 
+SMOOTHED = 0.5003
+"""The least cross-entropy with labels smoothed by 0.1: the entropy of 0.91 and nine times 0.01."""
+
 
 @figure("01_network", "01_network")
 def network(table: pd.DataFrame) -> Figure:
@@ -37,7 +40,7 @@ def network(table: pd.DataFrame) -> Figure:
 @figure("01_training", "01_training_log_resnet50")
 def training(log: pd.DataFrame) -> Figure:
     """Validation error and training loss of the ResNet-50, epoch by epoch."""
-    return _epochs(log, ", with label smoothing")
+    return _epochs(log, ", with label smoothing (dashed: the least possible)", SMOOTHED)
 
 
 @figure("01_training_resnet20", "01_training_log_resnet20")
@@ -46,7 +49,7 @@ def training_resnet20(log: pd.DataFrame) -> Figure:
     return _epochs(log)
 
 
-def _epochs(log: pd.DataFrame, remark: str = "") -> Figure:
+def _epochs(log: pd.DataFrame, remark: str = "", least: float | None = None) -> Figure:
     """Validation error and training loss, epoch by epoch; a line where the images become larger."""
     error = 100 - log["validation_accuracy"]
     title = f"The validation error is lowest in epoch {log.loc[error.idxmin(), 'epoch']}: {error.min():.2f} %"
@@ -59,6 +62,8 @@ def _epochs(log: pd.DataFrame, remark: str = "") -> Figure:
     ax.yaxis.set_minor_formatter("")
     ax.set_ylabel("error (%)")
     below.plot(log["epoch"], log["loss"], color=GREY, **line)
+    if least is not None:
+        below.axhline(least, color=GREY, linewidth=1, linestyle="--")
     below.set_ylabel("loss (nats)")
     below.set_xlabel("epoch")
     for change in log[log["resolution"].diff() > 0].itertuples():
@@ -104,9 +109,10 @@ def reliability(table: pd.DataFrame) -> Figure:
     """Accuracy against the network's own confidence, bin by bin."""
     gap = float((table["n"] * (table["confidence"] - table["value"])).sum() / table["n"].sum())
     word = "too modest" if gap < 0 else "too sure of itself"
+    top = table.loc[table["confidence"].idxmax()]
     drawn, ax = plots.canvas(
-        f"The network is {word}, by {abs(gap):.1f} points on average", "confidence (%)", "accuracy (%)",
-        figsize=(6.5, 3.0),
+        f"The network is {word}: surest at {top['confidence']:.0f} %, it is right in {top['value']:.1f} %",
+        "confidence (%)", "accuracy (%)", figsize=(6.5, 3.0),
     )  # fmt: skip
     ax.plot([0, 100], [0, 100], color="0.7", linewidth=1, zorder=1)
     ax.text(
@@ -121,7 +127,7 @@ def reliability(table: pd.DataFrame) -> Figure:
     ax.set_xlim(left=max(0, table["confidence"].min() - 8), right=102)
     ax.set_ylim(-3, 103)
     n = int(table["n"].sum())
-    plots.caption(drawn, f"FP32, n = {n:,} test images; area of a dot: images in it; 95 % Wilson intervals")
+    plots.caption(drawn, f"FP32, n = {n:,} test images; larger dot: more images; 95 % Wilson intervals")
     return drawn
 
 

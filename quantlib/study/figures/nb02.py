@@ -55,13 +55,14 @@ def accuracy_by_bits(weights: pd.DataFrame) -> Figure:
 
 
 def _accuracy_title(table: pd.DataFrame) -> str:
-    """Down to which width min-max loses no more than two points, per layer and per channel."""
-    told = []
-    for granularity, name in (("per_tensor", "per layer"), ("per_channel", "per channel")):
-        part = table[(table["granularity"] == granularity) & (table["method"] == "minmax")]
-        held = part.loc[part["value"] <= 2, "bits_weight"]
-        told.append(f"{int(held.min())} bits {name}" if len(held) else f"no width {name}")
-    return f"Min-max loses at most 2 points down to {' and '.join(told)}"
+    """What min-max loses at 4 bits, or the width nearest to it, per channel and per layer."""
+    bits = min(table["bits_weight"], key=lambda width: abs(width - 4))
+    rows = table[(table["method"] == "minmax") & (table["bits_weight"] == bits)]
+    at = rows.set_index("granularity")["value"]
+    return (
+        f"At {bits} bits min-max loses {at['per_channel']:.1f} points per channel, "
+        f"{at['per_tensor']:.1f} per layer"
+    )
 
 
 @figure("02_uniformity", "02_uniformity")
@@ -92,6 +93,6 @@ def uniformity_by_layer(uniformity: pd.DataFrame) -> Figure:
             0.03, height, plots.look(kind).label, color=plots.colour(kind), fontweight="bold",
             transform=axes[0].transAxes,
         )  # fmt: skip
-    plots.set_title(made, "How uniform are weights and activations? (dashed: the uniform law)")
+    plots.set_title(made, "Weights are nearer to the uniform law (dashed) than activations, and far from it")
     plots.caption(made, f"{len(wide)} layers; activations after the ReLU where there is one")
     return made

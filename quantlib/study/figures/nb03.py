@@ -71,7 +71,7 @@ def drop_by_images(calibration: pd.DataFrame) -> Figure:
     """Accuracy drop over the number of calibration images: a dot a draw, their mean as a line."""
     settings = list(calibration.groupby(["method", "bits_activation"], sort=False))
     made, axes = plots.canvas("", "calibration images", "", ncols=len(settings), figsize=(7.4, 3.4))
-    spreads = []
+    told = []
     for ax, ((name, bits), part) in zip(np.ravel(axes), settings, strict=True):
         mean = part.groupby("images")["value"].mean()
         ax.scatter(part["images"], part["value"], s=18, color=plots.colour(name), alpha=0.55, linewidth=0)
@@ -81,9 +81,9 @@ def drop_by_images(calibration: pd.DataFrame) -> Figure:
         ax.set_xticks(list(mean.index), [f"{int(size):,}" for size in mean.index])
         ax.minorticks_off()
         ax.set_title(f"{plots.look(name).label}, {bits} bits")
-        spreads.append(f"{mean.max() - mean.min():.2f} points at {bits} bits")
+        told.append(f"{bits} bits: {part['value'].min():.1f} to {part['value'].max():.1f} points lost")
     np.ravel(axes)[0].set_ylabel("drop against FP32 (points)")
-    title = f"Over the sizes the mean drop varies by {', '.join(spreads)}"
+    title = f"Over sizes and draws, {'; '.join(told)}"
     plots.set_title(made, title)
     draws, n = calibration["seed"].nunique(), int(calibration["n"].max())
     plots.caption(made, f"{draws} draws of training images; n = {n:,} validation images")

@@ -9,6 +9,8 @@ from quantlib.study.figures.registry import figure
 
 PLACES = ("after_relu", "before_relu", "before_and_after_relu")
 """Where a tensor is rounded."""
+KINDS = {"conv": "a convolution", "add": "an add"}
+"""What stands before a ReLU."""
 
 
 @figure("06_weights", "06_weights")
@@ -45,10 +47,10 @@ def cost_by_layer(placement: pd.DataFrame) -> Figure:
     table = placement[placement["bits_activation"] == top]
     wide = table.groupby(["layer", "kind", "method"], sort=False)["value"].mean().unstack("method")
     cost = wide[list(PLACES[1:])].rsub(wide["after_relu"], axis=0).reset_index("kind")
-    means = cost[list(PLACES[1:])].mean()
+    means = cost.groupby("kind")["before_relu"].mean()
     made, ax = plots.canvas(
-        f"The wrong side of the ReLU costs {means['before_relu']:.1f} dB, "
-        f"rounding on both sides {means['before_and_after_relu']:.1f} dB",
+        "The wrong side of the ReLU costs "
+        + ", ".join(f"{means[k]:.1f} dB after {name}" for k, name in KINDS.items() if k in means),
         "ReLU, in the order of the network", "SQNR lost against after ReLU alone (dB)",
     )  # fmt: skip
     places = np.arange(len(cost))

@@ -95,7 +95,7 @@ def drop_by_convention(sweep: pd.DataFrame) -> Figure:
         f"{at['ends_at_8']:.1f} with its ends at 8 bits,\n{at['adds_in_float']:.1f} with adds in FP32, "
         f"{at['adds_in_float_ends_at_8']:.1f} with both"
     )
-    return _drops(table, "bits_weight", title, "bits of weights and activations", "; observer mse", room=0.6)
+    return _drops(table, "bits_weight", title, "bits of weights and activations", "; min-max, ACIQ", room=0.6)
 
 
 def _diagonal(rows: pd.DataFrame) -> pd.DataFrame:

@@ -174,7 +174,7 @@ def targets(table: pd.DataFrame) -> Figure:
     plots.caption(
         made,
         "squares: nearest rounding, dots: rescued, upright strokes: the goal; "
-        f"n = {int(rows['n'].max()):,}, paired, 95 % intervals",
+        f"n = {int(rows['n'].max()):,}, paired, 95 % intervals; scale linear up to 1",
     )
     return made
 

@@ -38,13 +38,13 @@ def accuracy_over_sparsity(curve: pd.DataFrame) -> Figure:
     ax.set_xticks([tick for tick in range(0, 101, 20) if tick >= table["percent"].min() - 5])
     ax.set_yscale("symlog", linthresh=2.0)  # the first points lost are what matters
     ax.set_yticks([0, 1, 2, 5, 10, 20, 50, 90], ["0", "1", "2", "5", "10", "20", "50", "90"])
-    ax.set_ylim(min(-1.0, table["low"].min()), 130)
+    ax.set_ylim(min(-1.0, table["low"].min()), 220)
     ax.minorticks_off()
     ax.invert_yaxis()
     plots.label_lines(ax, ends)
     few, many = int(rows["n"].min()), int(rows["n"].max())
     images = f"{many:,}" if few == many else f"{few:,} ({many:,} retrained)"
-    plots.caption(made, f"n = {images} test images, paired 95 % intervals; no repair where nothing is said")
+    plots.caption(made, f"n = {images} test images, paired 95 % intervals; scale linear up to 2")
     return made
 
 
@@ -66,8 +66,8 @@ def what_is_left_of_each_layer(layers: pd.DataFrame) -> Figure:
         f"per layer: {whole:.0f} % of each", (rows["weights"].min(), whole), xytext=(0, 4),
         textcoords="offset points", color=plots.colour("layer"), fontsize=8.5,
     )  # fmt: skip
-    named = [*rows.nlargest(2, "value").itertuples(), *rows.nsmallest(1, "value").itertuples()]
-    for row in named:
+    named = pd.concat([rows.nlargest(2, "value"), rows.nsmallest(1, "value"), rows[rows["layer"] == "fc"]])
+    for row in named.drop_duplicates("layer").itertuples():
         ax.annotate(
             row.layer, (row.weights, 100 * row.value), xytext=(6, 3), textcoords="offset points", fontsize=8
         )

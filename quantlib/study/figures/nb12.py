@@ -17,7 +17,7 @@ def accuracy_by_start(tickets: pd.DataFrame) -> Figure:
     at = means[means["left"] == few].set_index("method")["value"]
     made, ax = plots.canvas(
         f"With {few:.0%} of the weights a new start loses {at['reinitialized']:.1f} points, a ticket "
-        f"{at['ticket']:.1f},\nrewound {at['rewound']:.1f}, trained weights {at['retrained']:.1f}",
+        f"{at['ticket']:.1f},\nrewound {at['rewound']:.1f}, retrained {at['retrained']:.1f}",
         "weights left (%)", "points lost against the dense network",
     )  # fmt: skip
     levels = sorted(means["left"].unique(), reverse=True)
@@ -29,7 +29,7 @@ def accuracy_by_start(tickets: pd.DataFrame) -> Figure:
         last = plots.line_with_bars(ax, places, part, face, linewidth=1.2, zorder=3)
         for place, left in zip(places, levels, strict=True):
             dots = single[(single["method"] == method) & (single["left"] == left)]["value"]
-            ax.scatter([place] * len(dots), dots, s=8, color=face.colour, alpha=0.5, linewidth=0, zorder=2)
+            ax.scatter([place + 0.05] * len(dots), dots, s=7, color="black", linewidth=0, zorder=4)
         ends[method] = (len(levels) - 1 + 0.2, last)
     ax.plot([-0.3, len(levels) - 0.85], [0, 0], color=plots.colour("dense"), linewidth=1, linestyle="--")
     ax.set_xticks(range(len(levels)), [f"{100 * left:g}" for left in levels])
@@ -37,5 +37,5 @@ def accuracy_by_start(tickets: pd.DataFrame) -> Figure:
     ax.invert_yaxis()
     plots.label_lines(ax, ends)
     seeds, n = int(means["seeds"].max()), int(means["n"].max())
-    plots.caption(made, f"ResNet-20, n = {n:,} test images, up to {seeds} seeds (dots); 95 % intervals")
+    plots.caption(made, f"ResNet-20, n = {n:,} test images, up to {seeds} seeds (black dots); 95 % intervals")
     return made

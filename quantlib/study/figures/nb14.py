@@ -12,6 +12,9 @@ from quantlib.study.palette import BLUE
 PAPER = {"AlexNet's convolutions": 10.95, "VGG-16's": 13.7}
 """Times smaller in the paper, convolutions alone (from its tables 4 and 5)."""
 
+PARTS = {"symbols": "which value", "places": "where"}
+"""What the two largest parts of a file say."""
+
 
 @figure("14_frontier", "14_frontier")
 def drop_over_ratio(frontier: pd.DataFrame) -> Figure:
@@ -40,7 +43,11 @@ def drop_over_ratio(frontier: pd.DataFrame) -> Figure:
         ends[str(method)] = (float(part["ratio"].iloc[-1]), last)
     _finish(ax, rows, ends)
     n = int(rows["n"].iloc[0])
-    plots.caption(made, f"n = {n:,} test images, paired, 95 % intervals; dotted: the paper's convolutions")
+    plots.caption(
+        made,
+        f"n = {n:,} test images, paired, 95 % intervals; scale linear up to 2; "
+        "dotted: the paper's convolutions",
+    )
     return made
 
 
@@ -77,7 +84,7 @@ def parts_of_the_file(file: pd.DataFrame) -> Figure:
     ax.barh(places, 1000 * rows["value"], color=BLUE, height=0.62)
     for place, value in zip(places, 1000 * rows["value"], strict=True):
         ax.annotate(f"{value:.1f}", (value, place), xytext=(4, 0), textcoords="offset points", va="center")
-    ax.set_yticks(places, rows["part"])
+    ax.set_yticks(places, [PARTS.get(part, part) for part in rows["part"]])
     ax.grid(axis="y", visible=False)
     ax.margins(x=0.12)
     plots.caption(made, "ResNet-50, 90 % pruned, 16 shared values a layer")

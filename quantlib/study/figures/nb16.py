@@ -87,7 +87,6 @@ def time_by_arithmetic(speed: pd.DataFrame) -> Figure:
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_ticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
     ax.set_xlim(1.8, float(rows["fewer_macs"].max()) * 3.2)
-    plots.caption(
-        made, f"batch norm folded; dashed: as the arithmetic promises; {int(rows['n'].max())} rounds"
-    )
+    rounds = plots.counted(int(rows["n"].max()), "round")
+    plots.caption(made, f"batch norm folded; dashed: as the arithmetic promises; {rounds}")
     return made

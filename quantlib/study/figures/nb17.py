@@ -95,7 +95,8 @@ def drop_by_share(accuracy: pd.DataFrame) -> Figure:
     ax.invert_yaxis()
     plots.label_lines(ax, ends)
     counts = sorted({int(n) for n in table["n"]})
-    plots.caption(made, f"n = {' or '.join(f'{n:,}' for n in counts)} test images, paired; 95 % intervals")
+    n = " or ".join(f"{count:,}" for count in counts)
+    plots.caption(made, f"n = {n} test images, paired; 95 % intervals; scale linear up to 1")
     return made
 
 
@@ -123,5 +124,6 @@ def time_against_arithmetic(speed: pd.DataFrame) -> Figure:
         first = part.iloc[0]  # where the lines are farthest apart
         _write(ax, f"batch {int(size)}", (first["percent"], first["value"]), face.colour, (-50, -3))
     ax.set_xlim(table["percent"].min() - 15, 105)
-    plots.caption(made, f"median, lowest and highest of {int(table['n'].max())} rounds in turn")
+    rounds = plots.counted(int(table["n"].max()), "round")
+    plots.caption(made, f"median, lowest and highest of {rounds} in turn")
     return made

@@ -11,23 +11,27 @@ from quantlib.study.palette import BLUE, GREY, ORANGE
 
 @figure("18_ingredients", "18_ingredients")
 def ingredients(table: pd.DataFrame) -> Figure:
-    """How many times as fast each ingredient makes one layer and the whole network."""
-    times = table[table["metric"] == "speedup"].reset_index(drop=True)
-    names = list(dict.fromkeys(times["ingredient"] + ": " + times["method"]))
+    """How many times as fast each ingredient makes one layer and the whole network, group by group."""
+    times = table[table["metric"] == "speedup"]
+    first = table[table["metric"] == "milliseconds"].drop_duplicates("ingredient").set_index("ingredient")
+    names: list[tuple[str, str]] = []
+    for ingredient, part in times.groupby("ingredient", sort=False):
+        names += [(str(ingredient), ""), *((str(ingredient), str(name)) for name in part["method"].unique())]
     made, ax = plots.canvas(
-        _title_of_ingredients(times), "times as fast as without it (log scale)", figsize=(7.2, 4.6)
+        _title_of_ingredients(times), "times as fast as the group's first way (log scale)", figsize=(7.2, 5.2)
     )
-    for place, colour, marker, shift in (("layer", ORANGE, "o", 0.15), ("network", BLUE, "s", -0.15)):
+    for place, colour, marker, shift, column in (
+        ("layer", ORANGE, "o", 0.15, 1.02), ("network", BLUE, "s", -0.15, 1.09),
+    ):  # fmt: skip
         part = times[times["place"] == place]
-        at = [
-            len(names) - 1 - names.index(name) + shift for name in part["ingredient"] + ": " + part["method"]
-        ]
+        rows = zip(part["ingredient"], part["method"], strict=True)
+        at = [len(names) - 1 - names.index(row) + shift for row in rows]
         bars = {"xerr": plots.lengths(part), "capsize": 2}
         ax.errorbar(part["value"], at, fmt=marker, color=colour, label=place, **bars)
-        for value, height in zip(part["value"], at, strict=True):
+        for value, height in zip(part["value"], at, strict=True):  # in a column: no bar runs through it
             ax.annotate(
-                f"{value:.2f}", (value, height), xytext=(0, 4), textcoords="offset points", fontsize=7,
-                ha="center",
+                f"{value:.2f}", (column, height - shift), color=colour, fontsize=8,
+                xycoords=("axes fraction", "data"), va="center", annotation_clip=False,
             )  # fmt: skip
     ax.axvline(1, color="0.6", linewidth=0.8)
     ax.set_xscale("log")
@@ -35,19 +39,25 @@ def ingredients(table: pd.DataFrame) -> Figure:
     ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if low <= tick <= high]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.xaxis.minorticks_off()
-    ax.set_yticks(range(len(names)), [name.replace("_", " ") for name in names[::-1]])
+    said = [name or f"{group}, against {first.at[group, 'method']}" for group, name in names[::-1]]
+    ax.set_yticks(range(len(names)), [name.replace("_", " ") for name in said])
+    for label, (_, name) in zip(ax.get_yticklabels(), names[::-1], strict=True):
+        label.set(color="black" if name else "0.45", fontsize=8.5 if name else 7.5)
     ax.legend(loc="lower right")
-    plots.caption(made, f"median, lowest and highest of {int(times['n'].max())} rounds")
+    rounds = " or ".join(str(n) for n in sorted(times["n"].unique(), reverse=True))
+    plots.caption(made, f"median, lowest and highest of {rounds} round{'s' * (rounds != '1')}")
     return made
 
 
 def _title_of_ingredients(times: pd.DataFrame) -> str:
-    whole = times[times["place"] == "network"].sort_values("value")
-    if whole.empty:
+    whole = times[times["place"] == "network"].set_index(["ingredient", "method"])["value"]
+    bytes_first, hoisted = (whole.get(("zero point", way)) for way in ("corrected_each_call", "hoisted"))
+    if not bytes_first or not hoisted:
         return "What each ingredient is worth"
-    first = whole.iloc[-1]
-    what = f"{first['ingredient']}, {first['method'].replace('_', ' ')}"
-    return f"Largest gain in the network: {what}, {first['value']:.1f} times"
+    return (
+        f"Multiplying bytes, not differences, makes the network {bytes_first:.1f} times as fast;\n"
+        f"hoisting the correction makes that {hoisted:.1f}"
+    )
 
 
 @figure("18_roofline", "18_layers", "18_peaks")
@@ -82,10 +92,11 @@ def roofline(layers: pd.DataFrame, peaks: pd.DataFrame) -> Figure:
 def unfused(table: pd.DataFrame) -> Figure:
     """The same int8 file, as far as the optimizer may fuse it, beside FP32."""
     part = table[table["metric"] == "milliseconds"].reset_index(drop=True)
-    middle = part.set_index("method")["value"]
-    worst, best = (middle[f"qdq, {level}"] / middle["fp32"] for level in ("nothing fused", "all"))
+    times = table[table["metric"] == "times_of_fp32"].set_index("method")
+    worst, best = (times.loc[f"qdq, {level}"] for level in ("nothing fused", "all"))
     made, ax = plots.canvas(
-        f"Unfused int8 takes {worst:.1f} times as long as FP32, fused {best:.2f} times",
+        f"Unfused int8 takes {worst['value']:.2f} times as long as FP32 "
+        f"[{worst['low']:.2f}, {worst['high']:.2f}], fused {best['value']:.2f}",
         "milliseconds a batch", figsize=(6.8, 2.6),
     )  # fmt: skip
     plots.bars_with_intervals(ax, part, form="{:.0f}")
@@ -98,7 +109,7 @@ def images_per_second(speed: pd.DataFrame) -> Figure:
     """Images a second of every engine, one panel a batch size."""
     table = speed[speed["metric"] == "images_per_second"]
     sizes = [int(size) for size in sorted(table["batch"].unique())]
-    leads = speed[speed["metric"] == "lead"].set_index(["method", "batch"])["value"]
+    leads = speed[speed["metric"] == "lead"].set_index(["method", "batch"])
     rows = table["method"].nunique()
     made, axes = plots.canvas(
         "", "images a second", "", ncols=len(sizes), figsize=(7.6, 1.0 + 0.24 * rows), sharey=False
@@ -112,8 +123,8 @@ def images_per_second(speed: pd.DataFrame) -> Figure:
         ax.margins(x=0.25)
     rival = "openvino" if ("openvino", sizes[-1]) in leads.index else "onnxruntime"
     if (rival, sizes[-1]) in leads.index:
-        times, name = leads[rival, sizes[-1]], plots.look(rival).label
-        title = f"Our integers run at {times:.2f} times the speed of {name} at batch {sizes[-1]}"
-        plots.set_title(made, title)
-    plots.caption(made, f"median and quartiles of {int(table['n'].iloc[0])} rounds in turn")
+        lead, name = leads.loc[(rival, sizes[-1])], plots.look(rival).label
+        said = f"{lead['value']:.2f} [{lead['low']:.2f}, {lead['high']:.2f}] times the speed of {name}'s own int8"
+        plots.set_title(made, f"Batch {sizes[-1]}: our integers run at {said}")
+    plots.caption(made, f"median and quartiles of {plots.counted(int(table['n'].iloc[0]), 'round')} in turn")
     return made

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
 from quantlib.study import plots
 from quantlib.study.figures.registry import figure
@@ -140,5 +141,7 @@ def predictions_by_notebook(made: pd.DataFrame) -> Figure:
     ax.set_xticks(places, [f"{int(number):02d}" for number in made["notebook"]])
     ax.legend(fontsize=8, frameon=False, ncols=2, loc="upper left")
     ax.set_ylim(0, 1.3 * made["total"].max())
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(axis="x", visible=False)
+    plots.caption(drawn, f"the recorded full runs of {plots.counted(len(made), 'notebook')}")
     return drawn

@@ -24,5 +24,5 @@ def speed_panels(speed: pd.DataFrame, title: str, hero: str) -> Figure:
         ax.set_title(f"batch {int(size)}: {plots.look(hero).label} {ratios[hero, size]:.1f} times FP32")
         ax.margins(x=0.2)
     plots.set_title(made, title)
-    plots.caption(made, f"median and quartiles of {int(table['n'].iloc[0])} rounds in turn")
+    plots.caption(made, f"median and quartiles of {plots.counted(int(table['n'].iloc[0]), 'round')} in turn")
     return made

@@ -91,12 +91,12 @@ OURS = ("mixed", "integer", "integer_openvino")
 """The rivals that are quantlib's own."""
 FAMILIES = {
     "torch_fp32": ("fp32", "fp32_folded", "fp32_compiled"),
-    "torch_ao": ("torch_ao", "torch_ao_fbgemm", "torch_ao_onednn"),
+    "torch_ao": ("torch_ao", "torch_ao_fbgemm", "torch_ao_onednn", "torchao_pt2e"),
     "onnxruntime": ("onnxruntime",),
     "openvino": ("openvino",),
     "integers": ("integer", "integer_openvino"),
 }
-"""Rivals of one maker: compared by the fastest."""
+"""Rivals of one maker: compared by the fastest. "torch_ao" is PyTorch's int8, by any of its toolkits."""
 
 
 @dataclass
