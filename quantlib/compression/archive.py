@@ -48,12 +48,14 @@ def compress(model: nn.Module, path: str | Path, architecture: str = "") -> Repo
 
     architecture: a name of `quantlib.subject.models`, so that the file can be opened without a model; may be
     left out. Weights (two dimensions or more) get a record each; small float tensors are pooled by the last
-    part of their names. Raises ConfigError for an unknown architecture, or tensors that are neither float32
-    nor integers. Introduced in notebook 14.
+    part of their names. Raises ConfigError for an unknown architecture or another than the model's, and for
+    tensors that are neither float32 nor integers. Introduced in notebook 14.
     """
     if architecture and architecture not in MODELS:
         raise ConfigError(f"there is no architecture {architecture!r}; leave it out, and keep the model.")
     state = _state(model)
+    if architecture and _fingerprint(state) != _fingerprint(_state(build(architecture))):
+        raise ConfigError(f"the model is no {architecture!r} as `build` makes it; leave the name out.")
     records, sizes = [], []
     for name, values in _arrays(state):
         flags, flat = _without_repeats(values)

@@ -51,8 +51,10 @@ def teacher_logits(teacher: nn.Module, images: Images, batch_size: int = 64, dev
     """
     was_training = teacher.training
     teacher.eval()
-    found = [(teacher(x) + teacher(x.flip(-1))) / 2 for x, _ in batches(images, batch_size, device)]
-    teacher.train(was_training)
+    try:
+        found = [(teacher(x) + teacher(x.flip(-1))) / 2 for x, _ in batches(images, batch_size, device)]
+    finally:
+        teacher.train(was_training)
     return torch.cat(found).float().cpu()
 
 

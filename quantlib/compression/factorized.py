@@ -47,9 +47,12 @@ def factorized(
 
 
 def check_plan(conv: nn.Conv2d, plan: Plan) -> None:
-    """ConfigError for an unknown method or a convolution that cannot be factorized."""
+    """ConfigError for an unknown method, another kind of rank, or a convolution that cannot be factorized."""
     if plan.method not in METHODS:
         raise ConfigError(f"there is no method {plan.method!r}; choose one of {', '.join(METHODS)}.")
+    pair = isinstance(plan.rank, tuple) and len(plan.rank) == 2
+    if not (pair if plan.method == "tucker2" else isinstance(plan.rank, int)):
+        raise ConfigError(f"tucker2 has a pair of ranks (out, in), the others one number; not so in {plan}.")
     if not can_be_factorized(conv):
         raise ConfigError("only convolutions without groups, padded with zeros by numbers, are factorized.")
 

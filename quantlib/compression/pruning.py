@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -179,14 +180,15 @@ def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> N
     """Estimate the statistics of all batch norms anew from training images, in place; no weight changes.
 
     Mean and variance are the plain averages over the batches. Pruned filters give weaker and narrower maps,
-    so the old statistics do not fit them. Raises ConfigError without a batch. Introduced in notebook 11.
+    so the old statistics do not fit them. Raises ConfigError without a batch; after any error the old
+    statistics are back. Introduced in notebook 11.
     """
     shown = iter(batches)
     first = next(shown, None)
     if first is None:
         raise ConfigError("recalibrate got no batches; pass an iterable with at least one.")
     norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
-    before = [norm.momentum for norm in norms]
+    before = [(norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms]
     try:
         for norm in norms:
             norm.reset_running_stats()
@@ -194,7 +196,11 @@ def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> N
             norm.train()
         for x, _ in chain([first], shown):
             model(x)
+    except BaseException:
+        for norm, (_, state) in zip(norms, before, strict=True):
+            norm.load_state_dict(state)
+        raise
     finally:
-        for norm, momentum in zip(norms, before, strict=True):
+        for norm, (momentum, _) in zip(norms, before, strict=True):
             norm.momentum = momentum
             norm.eval()

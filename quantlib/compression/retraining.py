@@ -50,6 +50,10 @@ class Pruning:
     every: int = 50
     teacher: str = ""
 
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ConfigError(f"every is the number of steps between two cuts, 1 or more; not {self.every}.")
+
     @property
     def schedule(self) -> Schedule:
         """The sparsity over the progress of the training."""
@@ -194,9 +198,10 @@ def published(
 def run(options: argparse.Namespace) -> None:
     """Retrain one recipe to its end and publish the pruned checkpoint."""
     recipe, pruning = load_pruning_recipe(options.recipe)
-    goal = Taught(load_checkpoint(pruning.teacher).to(options.device)) if pruning.teacher else None
-    hooks = MaskedRetraining(pruning, goal=goal)
+    hooks = MaskedRetraining(pruning)
     trainer = training.trainer_of(options, recipe, hooks)
+    if pruning.teacher:  # on this process's own device, which the trainer knows
+        hooks.goal = Taught(load_checkpoint(pruning.teacher).to(trainer.device))
     hooks.begin(trainer)
     trainer.run()
     if trainer.rank == 0 and not options.no_publish:

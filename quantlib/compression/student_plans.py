@@ -59,6 +59,11 @@ class Plan:
     images: tuple[int, int, int] | None = None
     ship: str = ""
 
+    def __post_init__(self) -> None:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"Every arm needs a name of its own; they are {', '.join(names)}.")
+
     def runs(self) -> list[tuple[Arm, int]]:
         """Every (arm, seed)."""
         return [(arm, seed) for arm in self.arms for seed in (self.seeds if arm.main else self.seeds[:1])]

@@ -4,7 +4,6 @@ python -m quantlib.compression.students --recipe resnet20_low_bit
 """
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
@@ -22,8 +21,11 @@ from quantlib.quantization.qat import make_trainable, start_grids
 from quantlib.subject import checkpoints, data
 from quantlib.subject.benchmark import device_name
 from quantlib.subject.campaign import (
+    RESULT,
     campaign_arguments,
     keep_result,
+    kept_result,
+    kept_results,
     report_runs,
     side_by_side,
     take_over,
@@ -93,11 +95,8 @@ def run_one(
     """
     arm, seed = run
     folder = root / folder_name(arm, seed)
-    path = folder / "result.json"
-    if path.exists():
-        found: dict[str, Any] = json.loads(path.read_text())
-        if found.get("settings", asdict(arm)) != asdict(arm):
-            raise ConfigError(f"{folder} holds {arm.name!r} with other settings; move it away to train anew.")
+    path = folder / RESULT
+    if found := kept_result(path, asdict(arm)):
         return found
     folder.mkdir(parents=True, exist_ok=True)
     train, validation, test = (plan.split(name, data_root) for name in ("train", "validation", "test"))
@@ -122,10 +121,10 @@ def run_one(
 
 
 def finished(plan: Plan, root: Path | None = None) -> list[dict[str, Any]]:
-    """The results that are there, in the plan's order, without training any."""
-    folder = root or plan.folder()
-    paths = [folder / folder_name(*run) / "result.json" for run in plan.runs()]
-    return [json.loads(path.read_text()) for path in paths if path.exists()]
+    """The results that are there, in the plan's order, without training any; ConfigError for others' ones."""
+    return kept_results(
+        root or plan.folder(), {folder_name(arm, seed): asdict(arm) for arm, seed in plan.runs()}
+    )
 
 
 def run_plan(
@@ -147,11 +146,18 @@ def run_plan(
 def ship(plan: Plan, root: Path, data_root: str | None = None, into: Path | None = None) -> Path:
     """Put the plan's student to ship into checkpoints/ as MODEL_ARM_cifar10, with its accuracy; its file.
 
-    ConfigError when the plan has no float32 arm of that name. Introduced in notebook 15.
+    ConfigError when the plan has no float32 arm of that name, or when that run was trained on another machine
+    and its weights are not here. Introduced in notebook 15.
     """
     arm = next((arm for arm in plan.arms if arm.name == plan.ship and not arm.weight_bits), None)
     if arm is None:
         raise ConfigError(f"The plan would ship {plan.ship!r}, which is none of its float32 arms.")
+    weights = root / folder_name(arm, plan.seeds[0]) / "best.pt"
+    if not weights.exists():
+        raise ConfigError(
+            f"{arm.name!r} was trained on another machine: to ship it, copy its best.pt"
+            f" to {weights}, or remove {weights.with_name(RESULT)} to train it here."
+        )
     model = trained_student(plan, arm, plan.seeds[0], root, plan.split("train", data_root))
     validation, test = (plan.split(split, data_root) for split in ("validation", "test"))
     facts = {

@@ -4,7 +4,6 @@ python -m quantlib.compression.ticket_runs --recipe resnet20_ticket --workers 2
 """
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -20,9 +19,12 @@ from quantlib.compression.tickets import Plan, Trial, load_plan, start_of, train
 from quantlib.subject.augment import resize
 from quantlib.subject.benchmark import device_name
 from quantlib.subject.campaign import (
+    RESULT,
     campaign_arguments,
     campaign_images,
     keep_result,
+    kept_result,
+    kept_results,
     report_runs,
     side_by_side,
 )
@@ -57,9 +59,9 @@ def run_trial(
     with one digit for each test image. What the trainer says goes into output.txt. Introduced in notebook 12.
     """
     folder = root / trial.name
-    path = folder / "result.json"
-    if path.exists():
-        return json.loads(path.read_text())
+    path = folder / RESULT
+    if found := kept_result(path, {"plan": plan.digest()}):
+        return found
     folder.mkdir(parents=True, exist_ok=True)
     train, validation, test = (images(plan, split, data_root) for split in ("train", "validation", "test"))
     model, masks = start_of(plan, trial, root)
@@ -78,6 +80,7 @@ def run_trial(
     result = {
         **trial._asdict(), "sparsity": sparsity_of(masks_of(best)), "validation_accuracy": trainer.best,
         "seconds": trainer.seconds, "device": device_name(device),
+        "settings": {"plan": plan.digest()},
         "predictions": predictions_of(evaluate(best, test, device=device)),
     }  # fmt: skip
     keep_result(path, result)
@@ -96,9 +99,9 @@ def images(plan: Plan, split: str, root: str | None = None) -> Images:
 
 
 def finished(plan: Plan, root: Path | None = None) -> list[dict[str, Any]]:
-    """The results that are there, in the order of `trials`."""
-    paths = [(root or plan.folder()) / trial.name / "result.json" for trial in plan.trials()]
-    return [json.loads(path.read_text()) for path in paths if path.exists()]
+    """The results that are there, in the order of `trials`; ConfigError for those of another plan."""
+    made = {"plan": plan.digest()}
+    return kept_results(root or plan.folder(), {trial.name: made for trial in plan.trials()})
 
 
 def run_plan(
@@ -112,16 +115,11 @@ def run_plan(
     Introduced in notebook 12.
     """
     root = root or plan.folder()
-    done = {trial for trial in plan.trials() if (root / trial.name / "result.json").exists()}
     yield from finished(plan, root)
-    waiting = [trial for trial in plan.trials() if trial not in done]
-    work = partial(_work, plan, root, data_root, device)
+    waiting = [trial for trial in plan.trials() if not (root / trial.name / RESULT).exists()]
+    work = partial(run_trial, plan, root=root, data_root=data_root, device=device)
     for _, result in side_by_side(waiting, work, workers, plan.needs):
         yield result
-
-
-def _work(plan: Plan, root: Path, data_root: str | None, device: str, trial: Trial) -> dict[str, Any]:
-    return run_trial(plan, trial, root, data_root, device)
 
 
 def evaluation_of(plan: Plan, result: Mapping[str, Any], data_root: str | None = None) -> Evaluation:

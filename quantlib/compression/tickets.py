@@ -67,6 +67,10 @@ class Plan:
             raise ConfigError(
                 f"shares left are in (0, 1), arms are among {', '.join(ARMS)}; not so in {self}."
             )
+        if set(self.deciding) & set(self.elsewhere) or not 0 < self.rewind < 1:
+            raise ConfigError(
+                f"A share is deciding or elsewhere, not both, and rewind is in (0, 1); not so in {self}."
+            )
         if set(self.arms) - set(CHAINS) and "ticket" not in self.arms:
             raise ConfigError("reinitialized and random_mask borrow the masks of the arm 'ticket': add it.")
 
@@ -99,8 +103,11 @@ class Plan:
 
     def folder(self) -> Path:
         """Where its runs are kept, in the user's cache: another plan has another folder."""
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
-        return cache_folder() / "tickets" / f"{self.recipe.name}-{digest}"
+        return cache_folder() / "tickets" / f"{self.recipe.name}-{self.digest()}"
+
+    def digest(self) -> str:
+        """What the plan is known by: its recipe and all its settings."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def load_plan(name_or_path: str, **changes: Any) -> Plan:

@@ -35,8 +35,11 @@ def second_moments(
         counts[name] += len(seen)
 
     _listen(model, names, see, lambda: [model(x) for x, _ in batches])
-    if names and not all(counts.values()):
+    unseen = [name for name, count in counts.items() if not count]
+    if unseen and len(unseen) == len(names):
         raise ConfigError("The moments need at least one image; the batches are empty.")
+    if unseen:
+        raise ConfigError(f"The network never runs {', '.join(unseen)}; leave them out of the names.")
     return {name: total / counts[name] for name, total in sums.items()}
 
 

@@ -75,7 +75,7 @@ def _unit(sizes: Iterable[int], budget: int, cells: int) -> int:
 
 def _extend(best: np.ndarray, steps: list[int], costs: list[float]) -> tuple[np.ndarray, np.ndarray]:
     """One layer more: the least cost within each size, and which choice makes it."""
-    new, which = np.full_like(best, np.inf), np.zeros(len(best), np.uint8)
+    new, which = np.full_like(best, np.inf), np.zeros(len(best), np.int32)
     for place, (step, cost) in enumerate(zip(steps, costs, strict=True)):
         if step >= len(best):
             continue

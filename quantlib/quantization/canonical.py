@@ -152,8 +152,20 @@ def _add(node: fx.Node) -> list[nn.Module] | None:
 
 
 def _cat(node: fx.Node) -> list[nn.Module] | None:
-    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    return [Concat(dim)] if isinstance(dim, int) else None
+    dim = _argument(node, 1, 0, "dim", "axis")
+    return [Concat(dim)] if isinstance(dim, int) and _knows(node, "tensors", "dim", "axis") else None
+
+
+def _argument(node: fx.Node, place: int, default: Any, *names: str) -> Any:
+    """An argument of a call by its place or by a name: torch takes numpy's, axis and keepdims, as well."""
+    if len(node.args) > place:
+        return node.args[place]
+    return next((node.kwargs[name] for name in names if name in node.kwargs), default)
+
+
+def _knows(node: fx.Node, *names: str) -> bool:
+    """Whether a call has no other keywords than these: what is not understood is not left out."""
+    return set(node.kwargs) <= set(names)
 
 
 def _pool(node: fx.Node) -> list[nn.Module] | None:
@@ -168,16 +180,17 @@ def _pool(node: fx.Node) -> list[nn.Module] | None:
 
 def _mean(node: fx.Node) -> list[nn.Module] | None:
     """Only the mean over height and width is a pooling."""
-    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+    dims = _argument(node, 1, None, "dim", "axis")
+    keep = _argument(node, 2, False, "keepdim", "keepdims")
     if not isinstance(dims, (list, tuple)) or sorted(dims) not in ([2, 3], [-2, -1]):
+        return None
+    if not _knows(node, "input", "dim", "axis", "keepdim", "keepdims"):
         return None
     return [nn.AdaptiveAvgPool2d(1)] if keep else [nn.AdaptiveAvgPool2d(1), Flatten()]
 
 
 def _flatten(node: fx.Node) -> list[nn.Module] | None:
-    start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
-    end = node.args[2] if len(node.args) > 2 else node.kwargs.get("end_dim", -1)
+    start, end = _argument(node, 1, 0, "start_dim"), _argument(node, 2, -1, "end_dim")
     return [Flatten()] if (start, end) == (1, -1) else None
 
 

@@ -97,8 +97,8 @@ def equalize(
 def unbalance(model: nn.Module, spread: float = 10.0, seed: int = 0) -> fx.GraphModule:
     """The canonical graph of `model`, on a copy, badly scaled on purpose: the same function in float32.
 
-    The channels of every link are multiplied by exp(u), u uniform in +-log(spread), drawn by
-    `numpy.random.default_rng(seed)`, and divided again by the layer that reads them.
+    The channels of every link are divided by exp(u), u uniform in +-log(spread), drawn by
+    `numpy.random.default_rng(seed)`, and multiplied again by the layer that reads them.
     Raises ConfigError unless spread >= 1. Introduced in notebook 10.
     """
     if not spread >= 1:

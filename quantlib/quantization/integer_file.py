@@ -76,6 +76,8 @@ def rebuild(path: str | Path, tensors: dict[str, Tensor], description: dict[str,
     """The network of these tensors and of a description by `describe`; CheckpointError when there is none."""
     try:
         steps = [_step(step, tensors) for step in description["steps"]]
+        if not steps:
+            raise KeyError("steps")
         return assemble(steps, description["rounding"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(

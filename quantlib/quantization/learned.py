@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from quantlib.errors import ConfigError
 from quantlib.quantization.affine import QParams
 from quantlib.quantization.canonical import kind, module_of
 from quantlib.quantization.observers.fixed import FixedObserver
@@ -23,11 +24,12 @@ def learned_grids(model: nn.Module) -> Prepared:
     A batch norm multiplies output channel c by some f: the channel's scale becomes scale |f|, its integers at
     most change sign, which a symmetric narrow range allows. Give the result to `convert(kind="mixed")`: adds
     stay in float32, as they were in training; the other kinds would round tensors that have no grid.
-    Raises NotCalibratedError before `start_grids`. Introduced in notebook 15.
+    Raises NotCalibratedError before `start_grids`, ConfigError where two layers learned two grids for one
+    tensor. Introduced in notebook 15.
     """
     float_model = plain(model).eval()
     prepared = prepare(float_model, QConfig(activation=Scheme()))
-    layers = trainable_layers(model)
+    layers, places = trainable_layers(model), dict[str, LearnedGrid]()
     for node in prepared.graph.nodes:
         if kind(node) not in ("conv", "linear"):
             continue
@@ -41,6 +43,11 @@ def learned_grids(model: nn.Module) -> Prepared:
         )
         place = site_name(source(node.args[0]))  # type: ignore[arg-type]
         found = _input_grid(layer.input_grid)
+        if places.setdefault(place, layer.input_grid) is not layer.input_grid:
+            raise ConfigError(
+                f"{name!r} has learned a grid of its own for {place!r}, which another layer reads by another "
+                "grid; integer kernels have one for each tensor."
+            )
         prepared.set_observer(place, FixedObserver(found, Scheme(found.bits).observer_instance()))
     return prepared
 

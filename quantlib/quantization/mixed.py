@@ -129,6 +129,12 @@ def load_mixed(path: str | Path, model: nn.Module | None = None) -> Mixed:
         raise CheckpointError(
             f"{path} holds another architecture than {type(model).__name__}; pass the right one."
         )
+    if not has_vnni() and any(quant_max > 127 for *_, quant_max in description["grids"].values()):
+        warnings.warn(
+            f"This CPU has no VNNI: {path} has 8-bit activations, whose int16 sums could saturate; convert "
+            "the network on this machine, which gives them 7 bits.",
+            stacklevel=2,
+        )
     for layer, grid in description["grids"].items():
         node = next(n for n in graph.graph.nodes if n.target == layer)
         scale, zero_point, quant_min, quant_max = grid

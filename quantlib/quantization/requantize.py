@@ -46,7 +46,8 @@ def quantize_multiplier(m: Tensor | float) -> tuple[Tensor, Tensor]:
     >>> [part.item() for part in quantize_multiplier(2**-6)]
     [1073741824, -5]
     """
-    fraction, exponent = torch.frexp(torch.as_tensor(m).double())
+    # A Python number in double, as TFLite has it: by way of float32 it would lose 29 bits first.
+    fraction, exponent = torch.frexp(torch.as_tensor(m, dtype=torch.float64))
     m0, exponent = torch.floor(fraction * 2**31 + 0.5).long(), exponent.long()
     carry = m0 == 2**31
     m0, exponent = torch.where(carry, 2**30, m0), exponent + carry.long()

@@ -70,7 +70,7 @@ class FakeQuantizedWeight(nn.Module):
         if self.training:
             return self.weight_quantizer(self.weight)
         weight = self.weight
-        # Any change of the weight or its grid changes this key; the cache is no part of the state.
+        # A change in place of the weight or of its scale changes this key; the cache is no part of the state.
         key = (weight.data_ptr(), weight._version, weight.device, self.weight_quantizer.scale._version)
         if self.__dict__.get("_cache_key") != key:
             with torch.no_grad():
@@ -125,6 +125,7 @@ def to_simulated(prepared: Prepared) -> fx.GraphModule:
     the integer kernel would round there. Gradients flow to weights and biases. Introduced in notebook 07.
     """
     model = copy.deepcopy(prepared.graph_module)
+    model.meta.pop("canonical", None)  # it is no float network any more: nothing may be prepared from it
     for name, observer in prepared.weights.items():
         with naming(f"the weight of {name!r}"):
             model.set_submodule(name, simulated_layer(model.get_submodule(name), observer.qparams()))

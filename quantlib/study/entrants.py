@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlib.compression.archive import decompress
+from quantlib.compression.compressed import compressed_files
 from quantlib.compression.lowrank_file import load_factorized
 from quantlib.errors import CheckpointError
 from quantlib.quantization.graph import fuse
@@ -21,7 +22,6 @@ from quantlib.quantization.qconfig import WEIGHT, QConfig, check_name
 from quantlib.quantization.reconstruction import round_weights
 from quantlib.quantization.workflow import calibrate, convert, prepare
 from quantlib.study.rivals import MISSING, RIVALS, Contest, first_line
-from quantlib.study.tune_shared import listed
 from quantlib.subject import checkpoints
 from quantlib.subject.data import Images, batches
 
@@ -103,7 +103,7 @@ class Shelf:
 
     def archive(self, name: str) -> Entry:
         """A compressed file of notebook 14 or 16; it decodes to float32, batch norm folded."""
-        entry = listed().get(name)
+        entry = compressed_files().get(name)
         if entry is None:
             raise CheckpointError(f"checkpoints/{name}.qldc is not recorded yet")
         network = fuse(decompress(checkpoints.ROOT / entry["file"]))

@@ -31,7 +31,7 @@ def headline_table(loaded: Course, old: Old) -> str:
     known = _headlines(loaded)
     if known.empty:
         return "Nothing is recorded yet; `make study PROFILE=full` makes it."
-    lines = ["| figure | value | 95 % interval | n | from |", "|---|---:|---:|---:|---|"]
+    lines = ["| figure | value | interval | n | from |", "|---|---:|---:|---:|---|"]
     for entry in known.to_dict("records"):
         interval = "" if pd.isna(entry["low"]) else f"{entry['low']:.4g} to {entry['high']:.4g}"
         unit = "" if pd.isna(entry["unit"]) else f" {entry['unit']}"

@@ -68,7 +68,7 @@ METHODS: dict[str, Method] = {
 RESCUE: dict[str, Any] = {
     "rescue": "nearest", "bits_weight": 4, "bits_fc": 4, "bits_activation": 4, "allocation": "uniform",
     "ends": "8", "kind": "mixed", "spread": 1.0, "iterations": 0, "draw": 0,
-    "observer": ACTIVATION_OBSERVER,
+    "observer": ACTIVATION_OBSERVER, "narrow": False,
 }  # fmt: skip
 """Every column of a setting, with what it is when nothing is said.
 
@@ -76,7 +76,7 @@ rescue: one of METHODS; bits_*, ends, kind, draw: as in `quantlib.study.ptq.SETT
 adds in float32 ("mixed") unless said, which is how the published numbers are meant; allocation: "uniform",
 or JSON of {"weight": {layer: bits}, "activation": {tensor: bits}}; spread: how badly the channels are scaled
 on purpose beforehand, 1 for not at all; iterations of a unit, for the methods that learn; observer: of the
-activations, whose ranges every method starts from.
+activations, whose ranges every method starts from; narrow: weights without their lowest integer.
 """
 
 
@@ -197,7 +197,7 @@ class Rescue:
             weight = {name: int(chosen["bits_weight"]) for name in counted(self.network).weights}
             weight[list(weight)[-1]] = chosen["bits_fc"]
             widths = {"weight": weight, "activation": chosen["bits_activation"]}
-        more = (chosen["ends"], self.ratios, chosen["observer"])
+        more = (chosen["ends"], self.ratios, chosen["observer"], chosen["narrow"])
         return low_bit_qconfig(graph.graph, widths["weight"], widths["activation"], *more)
 
     def _calibration(self, chosen: Setting) -> Images:
@@ -212,7 +212,7 @@ class Rescue:
             "setting": {name: chosen[name] for name in RESCUE}, "recipe": str(METHODS[chosen["rescue"]]),
             "images": self._calibration(chosen).md5, "weights": weights.hexdigest(), "ratios": self.ratios,
             "batch_size": self.batch_size, "only": self.only, "dtype": str(_dtype(chosen)),
-            "code": code_digest(("quantization/reconstruction", "quantization/observers")),
+            "code": code_digest(("quantization",)),
         }  # fmt: skip
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:20]
 

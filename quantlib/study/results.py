@@ -158,7 +158,7 @@ def commit(root: Path | None = None) -> str:
     try:
         head = _git(base, "rev-parse", "--short=12", "HEAD")
         changed = _git(base, "status", "--porcelain", "--", "quantlib", "course.toml")
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return "unknown"
     return head + ("+" if changed else "")
 

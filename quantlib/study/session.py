@@ -32,7 +32,7 @@ def start(number: str, profile: str | None = None, seed: int = 0, device: str | 
     """Open a notebook's session, seed every generator, and say in one line what it will run on.
 
     `profile` None means QUANTLIB_PROFILE, else "quick"; `device` None means QUANTLIB_DEVICE, else "cpu".
-    Raises StudyError for an unknown notebook or profile, or a device that is not there.
+    Raises StudyError for an unknown notebook or profile, ConfigError for a device that is not there.
     Introduced in notebook 00.
     """
     session = Session(number, profile, seed, device)

@@ -9,28 +9,28 @@ finds them.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from quantlib.compression.archive import compress, decompress
 from quantlib.compression.codebook import attach, detach
+from quantlib.compression.compressed import enter_compressed
 from quantlib.compression.distillation import Taught
 from quantlib.compression.norms import simplify_norms
 from quantlib.compression.pruning import recalibrate
 from quantlib.compression.rate import importance, price_of_size, share_network
 from quantlib.compression.sharing import Shared
+from quantlib.errors import ConfigError
 from quantlib.subject import checkpoints, data
 from quantlib.subject.command import check_start, run_command
 from quantlib.subject.data import batches
 from quantlib.subject.evaluation import evaluate
-from quantlib.subject.files import replace_atomically, write_atomically
+from quantlib.subject.files import replace_atomically
 from quantlib.subject.recipe import load_recipe
 from quantlib.subject.state import load_best
 from quantlib.subject.training import add_arguments, trainer_of
@@ -76,13 +76,16 @@ def tune(options: argparse.Namespace) -> None:
     name = options.name or f"{options.start}_{options.megabytes:g}mb"
     recipe = replace(load_recipe(options.recipe), name=name, start=options.start)
     if options.epochs is not None:
-        recipe = replace(recipe, stages=((options.epochs, recipe.stages[-1][1]),))
+        if options.epochs < 1:
+            raise ConfigError(f"--epochs is {options.epochs}; give 1 or more.")
+        recipe = replace(recipe, stages=((options.epochs, recipe.stages[-1][1]),), cycles=())
     torch.set_num_threads(options.threads)
     start = checkpoints.load_checkpoint(options.start)
     skeleton = attach(start, started((options.folder or recipe.folder) / "start.pt", options, recipe.seed))
     measure_norms(skeleton, options)
-    teacher = checkpoints.load_checkpoint(options.teacher).to(options.device)
-    trainer = trainer_of(options, recipe, Taught(teacher), skeleton, (options.limit, options.validation))
+    taught = Taught(checkpoints.load_checkpoint(options.teacher))
+    trainer = trainer_of(options, recipe, taught, skeleton, (options.limit, options.validation))
+    taught.teacher.to(trainer.device)
     trainer.run()
     write(name, finish(load_best(trainer.model, trainer.folder).cpu(), options), options, recipe.epochs)
 
@@ -100,21 +103,8 @@ def write(name: str, network: nn.Module, options: argparse.Namespace, epochs: in
         "start_sha256": info["sha256"], "clusters": options.clusters, "epochs": epochs,
         "validation_accuracy": result.accuracy, "validation_n": result.n,
     }  # fmt: skip
-    enter(folder / checkpoints.COMPRESSED, name, entry)
+    enter_compressed(name, entry, folder)
     print(f"{path}: {report.bytes:,} bytes, validation {result}")
-
-
-def enter(path: Path, name: str, entry: dict[str, Any]) -> None:
-    """Add an entry to the list of compressed files, or replace it."""
-    every = json.loads(path.read_text()) if path.exists() else {}
-    write_atomically(path, json.dumps({**every, name: entry}, indent=2, sort_keys=True) + "\n")
-
-
-def listed(folder: Path | None = None) -> dict[str, dict[str, Any]]:
-    """The tuned compressed files that have been made, by name; empty where there are none yet."""
-    path = (folder or checkpoints.ROOT) / checkpoints.COMPRESSED
-    found: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
-    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from quantlib.errors import ConfigError
 from quantlib.subject import data
 from quantlib.subject.allocator import keep_freed_memory
 from quantlib.subject.checkpoints import ROOT
@@ -19,6 +20,8 @@ from quantlib.subject.data import Images
 from quantlib.subject.files import write_atomically
 
 Run = TypeVar("Run", bound=Hashable)
+RESULT = "result.json"
+"""What a finished run leaves in its folder."""
 
 
 def side_by_side(
@@ -47,9 +50,13 @@ def side_by_side(
             for run in ready:
                 waiting.remove(run)
                 running[pool.submit(work, run)] = run
+            if not running:
+                raise ConfigError(f"{waiting[0]} waits for a run that waits for it; mend what they need.")
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 run = running.pop(future)
                 open_.discard(run)
+                if error := future.exception():
+                    print(f"{run} failed ({error}); the runs under way end first", flush=True)
                 yield run, future.result()
 
 
@@ -76,6 +83,24 @@ def campaign_images(
 def keep_result(path: Path, result: Mapping[str, Any]) -> None:
     """Write the result of a finished run, so that a reader sees all of it or nothing."""
     write_atomically(path, json.dumps(result))
+
+
+def kept_result(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The result of a finished run, None where there is none; ConfigError for one of other `settings`."""
+    if not path.exists():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text())
+    if found.get("settings", settings) != settings:
+        raise ConfigError(
+            f"{path.parent} holds a run with other settings; move it away to train anew, or give --folder."
+        )
+    return found
+
+
+def kept_results(folder: Path, runs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The results that a campaign's folder holds, in the order of `runs`: settings by name of the folder."""
+    found = (kept_result(folder / name / RESULT, settings) for name, settings in runs.items())
+    return [result for result in found if result is not None]
 
 
 def take_over(folder: Path, kept: Path = ROOT.parent / "results" / "unfinished") -> None:

@@ -24,12 +24,12 @@ COMPRESSED = "compressed.json"
 """The list of the compressed files in it."""
 
 
-def checkpoint_index(root: Path | None = None) -> dict[str, Any]:
+def checkpoint_index(root: Path | None = None, file: str = INDEX) -> dict[str, Any]:
     """Return every entry of checkpoints/index.json by name, none where there is no index.
 
-    Raises CheckpointError when the index is damaged. Introduced in notebook 01.
+    file: INDEX, or COMPRESSED. Raises CheckpointError when the index is damaged. Introduced in notebook 01.
     """
-    path = (root or ROOT) / INDEX
+    path = (root or ROOT) / file
     if not path.exists():
         return {}
     try:

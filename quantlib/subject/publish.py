@@ -1,6 +1,7 @@
 """Turn a finished training run into a checkpoint: half precision, index entry, model card."""
 
 import json
+import tempfile
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -55,8 +56,9 @@ def save_measured(
     Measured on the validation split and, last and once, on the test images. `network` and `into` as
     `load_checkpoint` takes them.
     """
-    save_checkpoint(model, name, facts, into)
-    shipped = load_checkpoint(name, into, network)
+    with tempfile.TemporaryDirectory() as aside:  # what is shipped stays whole while this one is measured
+        save_checkpoint(model, name, facts, Path(aside))
+        shipped = load_checkpoint(name, Path(aside), network)
     held_out, logits = evaluate(shipped, validation), logits_of(shipped, images)
     test = Evaluation.of(logits.argmax(1).numpy(), images.labels.numpy())
     confidence, right = logits.softmax(1).amax(1).numpy(), test.predictions == test.labels

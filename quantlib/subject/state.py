@@ -91,6 +91,8 @@ def load_state(trainer: "Trainer") -> None:
     """Go on from the saved state, if there is one, of the same recipe or of one that this one extends."""
     path = trainer.folder / "state.pt"
     if not path.exists():
+        if trainer.rank == 0:
+            trainer.log.cut(0)  # of a run whose state was moved away
         return
     try:
         state = torch.load(path, map_location=trainer.device, weights_only=False)

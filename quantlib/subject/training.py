@@ -98,6 +98,8 @@ class Trainer:
     def train_step(self) -> Tensor:
         """Take one optimizer step and return its loss, still on the device."""
         x, y = self.batch(self.step)
+        place = [self.recipe.seed, self.step, self.rank]
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))  # dropout's draws
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             logits = self.network(x)
         loss = self.hooks.loss(self, logits.float(), x, y)
@@ -125,7 +127,7 @@ class Trainer:
                 self.seconds, started = self.seconds + time.monotonic() - started, time.monotonic()
                 if count < remaining and time.monotonic() - self.saved_at > self.save_seconds:
                     save_state(self)
-            if self.stop:
+            if self.stop and count < remaining:  # at an epoch's last step it is finished first, see `run`
                 self.check(losses)
                 save_state(self)
                 raise KeyboardInterrupt
@@ -152,6 +154,8 @@ class Trainer:
                 loss = self.train_epoch()
                 if self.rank == 0:
                     self.finish_epoch(epoch, loss)
+                if self.stop:
+                    raise KeyboardInterrupt
         finally:
             for number, handler in before.items():  # a notebook's interrupts are its own again
                 signal.signal(number, handler)

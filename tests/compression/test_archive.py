@@ -4,6 +4,7 @@ import hashlib
 import resource
 import signal
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -262,3 +263,49 @@ def test_rounded_mantissas_against_numpy():
         assert torch.all(round_mantissa(values, bits).half().view(torch.int16) & (2 ** (10 - bits) - 1) == 0)
     with pytest.raises(ConfigError, match="0 to 10"):
         round_mantissa(values, 11)
+
+
+def test_counters_come_back_and_as_many_numbers_of_other_shapes_are_refused(tmp_path):
+    """The target's counters differ: `small` trains both networks for one batch, hiding a lost counter."""
+    model, target = small(), small(seed=1)
+    for network, start in ((model, 2**40 + 3), (target, 0)):
+        network[1].num_batches_tracked.fill_(start)
+        network.register_buffer("ages", torch.arange(6, dtype=torch.int32).view(2, 3) * -start % 1000)
+    compress(model, tmp_path / "net.qldc")
+    back = decompress(tmp_path / "net.qldc", target)
+    assert back[1].num_batches_tracked.item() == 2**40 + 3  # more than 32 bits hold
+    assert back.ages.tolist() == model.ages.tolist() and back.ages.dtype == torch.int32
+    wide = nn.Sequential(nn.Linear(4, 2, bias=False))
+    compress(wide, tmp_path / "wide.qldc")
+    for other in (nn.Sequential(nn.Linear(2, 4, bias=False)), nn.Sequential(nn.ReLU(), wide[0])):
+        with pytest.raises(CheckpointError, match="another architecture"):
+            decompress(tmp_path / "wide.qldc", other)
+
+
+def test_a_record_by_hand():
+    """What old files hold: a change of the format that no new version announces fails here."""
+    record, _ = encode("x", np.array([0, 1.5, 1.5, 0] * 4, np.float32))
+    assert record.hex() == (
+        "05"  # dense, values as float16
+        "02" "0000" "003e"  # two values, 0.0 and 1.5
+        "10" "02" "02"  # 16 symbols, 2 words, 2 bytes of words
+        "c0"  # lengths 1 and 1: changes +1 and 0, zigzag 2 and 0, unary 110 0
+        "6666"  # 0110 four times
+    )  # fmt: skip
+
+
+def test_a_hostile_file_asks_for_no_memory(tmp_path):
+    """numpy reports to tracemalloc what it asks for; resident memory would not grow before it is touched."""
+    model = small()
+    compress(model, tmp_path / "net.qldc")
+    whole, huge = (tmp_path / "net.qldc").read_bytes(), b"\xff\xff\xff\xff\x0f"
+    tracemalloc.start()
+    try:
+        for place in range(HEAD, len(whole)):
+            for rest in (place, place + 1):
+                tracemalloc.reset_peak()
+                before = tracemalloc.get_traced_memory()[0]
+                refused(tmp_path / "hostile.qldc", sealed(whole[:place] + huge + whole[rest:]), model)
+                assert tracemalloc.get_traced_memory()[1] - before < 5e6, place
+    finally:
+        tracemalloc.stop()

@@ -136,3 +136,20 @@ def test_joint_training_teaches_both_and_the_teacher_ignores_the_student(tmp_pat
     torch.testing.assert_close(grads[0], alone)
     assert grads[1].abs().sum() > 0
     assert torch.equal(pair.eval()(x), pair.student(x)) and pair(x).shape == (16, 10)
+
+
+class LeftBorder(nn.Module):
+    """A teacher that looks at the leftmost pixels alone."""
+
+    def forward(self, x):
+        assert not self.training
+        return x[..., 0].mean((1, 2)).unsqueeze(1).repeat(1, 10)
+
+
+def test_a_teacher_is_asked_for_the_image_and_its_mirror_image_and_left_as_it_was():
+    images, teacher = data.load("calibration").take(12), LeftBorder().train()
+    answers = teacher_logits(teacher, images, batch_size=5)
+    x = data.normalize(images.pixels)
+    both = (x[..., 0].mean((1, 2)) + x[..., -1].mean((1, 2))) / 2
+    torch.testing.assert_close(answers, both[:, None].expand(12, 10))
+    assert teacher.training and not answers.requires_grad

@@ -172,8 +172,10 @@ def test_recalibration_without_a_batch_changes_nothing() -> None:
     x = torch.randn(50, 3)
     pruning.recalibrate(model, [(x, torch.zeros(50))])
     assert torch.allclose(model[1].running_mean, model[0](x).mean(0), atol=1e-5) and not model[1].training
+    kept = model[1].running_mean.clone()
     with pytest.raises(RuntimeError):
-        pruning.recalibrate(model, [(torch.randn(2, 9), None)])
+        pruning.recalibrate(model, [(torch.randn(2, 3), None), (torch.randn(2, 9), None)])
+    assert torch.equal(model[1].running_mean, kept) and kept.any()
     assert model[1].momentum == 0.1 and not model[1].training  # as it was, whatever happened
 
 

@@ -212,3 +212,16 @@ def test_plans_within_a_share_by_hand(method):
         ranks = [rank for rank in range(1, 49) if macs(rank) < 0.5 * 9 * 256]
     found = [plan.rank for plan in plans_within(conv, method, (8, 8), 0.5, step=1)]
     assert found == [(rank, rank) if method == "tucker2" else rank for rank in ranks]
+
+
+def test_choices_weigh_every_channel_by_its_influence():
+    """Against measured outputs: the squared error of each channel times its influence, summed."""
+    model, x = small_network(), torch.cat([x for x, _ in batches()])
+    moments, influence = second_moments(model, batches(), ["2"]), torch.logspace(-2, 2, 24)
+    options = list_choices(model, x[:1], moments, {"2": influence}, points=3, step=4)
+    seen = model[:2](x)
+    assert {way.plan.method for way in options["2"][1:]} == {"channel", "spatial", "tucker2"}
+    for way in options["2"][1:]:
+        layer = factorized(model[2], way.plan, moments["2"], influence)
+        measured = ((layer(seen) - model[2](seen)).square().mean((0, 2, 3)) * influence).sum().item()
+        assert way.error == pytest.approx(measured, rel=5e-3, abs=1e-4), way.plan

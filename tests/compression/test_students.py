@@ -99,7 +99,7 @@ def test_a_plan_runs_once_and_what_it_says_is_what_the_student_does(small_world,
     monkeypatch.setattr(students, "Trainer", None)  # nothing is trained again
     assert list(run_plan(PLAN, root=tmp_path)) == results
     other = replace(PLAN, arms=(PLAN.arms[0], replace(PLAN.arms[1], weight_bits=2)))
-    with pytest.raises(ConfigError, match="'low' with other settings"):
+    with pytest.raises(ConfigError, match="low-0 holds a run with other settings"):
         list(run_plan(other, root=tmp_path))
 
 
@@ -173,3 +173,47 @@ def test_the_command_line_says_what_it_made(small_world, tmp_path, capsys):
     assert json.loads((tmp_path / "runs/alone-0/result.json").read_text())["arm"] == "alone"
     assert main(["--recipe", "resnet20"]) == 1
     assert "no [students] table" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("teacher", ["answers", "crops", "joint"])
+def test_an_arm_sets_temperature_and_weight(small_world, tmp_path, teacher):
+    arm = Arm("x", teacher=teacher, temperature=3.0, weight=0.25)  # no default of any hook
+    hooks = hooks_of(PLAN, arm, small_world, tmp_path)
+    assert (hooks.temperature, hooks.weight) == (3.0, 0.25)
+
+
+def test_a_killed_student_goes_on_and_ends_the_same(small_world, tmp_path, monkeypatch):
+    recipe = replace(TINY, batch_size=8, stages=((2, 16),))  # two epochs of two steps
+    plan = replace(PLAN, recipe=recipe, arms=PLAN.arms[1:])  # low bits, answers
+    step, folder = REAL.train_step, tmp_path / "parts" / students.folder_name(plan.arms[0], 0)
+
+    def killed(trainer):
+        trainer.stop = trainer.step == 2
+        return step(trainer)
+
+    monkeypatch.setattr(REAL, "train_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        list(run_plan(plan, root=tmp_path / "parts"))
+    assert (folder / "state.pt").exists() and students.finished(plan, tmp_path / "parts") == []
+    monkeypatch.setattr(REAL, "train_step", step)
+    (again,), (whole,) = (list(run_plan(plan, root=tmp_path / name)) for name in ("parts", "whole"))
+    assert not (folder / "state.pt").exists()
+    for key in ("arm", "seed", "validation_accuracy", "predictions"):
+        assert again[key] == whole[key]
+    one, other = (trained_student(plan, plan.arms[0], 0, tmp_path / name, small_world).state_dict()
+                  for name in ("parts", "whole"))  # fmt: skip
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_student_of_another_machine_is_not_shipped_without_its_weights(small_world, tmp_path, capsys):
+    plan = replace(PLAN, arms=PLAN.arms[:1], ship="alone", seeds=(0,))
+    list(run_plan(plan, root=tmp_path))
+    weights = tmp_path / "alone-0" / "best.pt"
+    weights.unlink()
+    with pytest.raises(ConfigError, match="trained on another machine: to ship it, copy its best.pt"):
+        students.ship(plan, tmp_path)
+
+
+def test_two_arms_of_one_name_are_refused():
+    with pytest.raises(ConfigError, match="a name of its own"):
+        replace(PLAN, arms=(Arm("alone"), Arm("alone", temperature=2.0)))

@@ -156,3 +156,12 @@ def test_seeds_are_compared_image_by_image() -> None:
     assert one.low == pytest.approx(pair.low, abs=0.8) and one.high == pytest.approx(pair.high, abs=0.8)
     with pytest.raises(ConfigError, match="same seeds"):
         compare_seeds(a, b[:2])
+
+
+@pytest.mark.parametrize(("arm", "first"), [("rewound", 1), ("ticket", 0)])
+def test_a_rewound_run_skips_the_steps_that_its_weights_have_had(root, tmp_path, monkeypatch, arm, first):
+    (tmp_path / "dense-1-0").symlink_to(root / "dense-1-0")
+    taken, step = [], Trainer.train_step
+    monkeypatch.setattr(Trainer, "train_step", lambda run: (taken.append(run.step), step(run))[1])
+    run_trial(PLAN, Trial(arm, 0.5, 0), tmp_path)
+    assert taken == list(range(first, 4))  # a quarter of four steps was the dense run's

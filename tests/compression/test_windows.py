@@ -72,3 +72,7 @@ def test_same_seed_same_moments_and_refusals():
             second_moments(model, data, [name])
     with pytest.raises(ConfigError, match="at least one image"):
         second_moments(model, [], ["0"])
+    model.unused = nn.Conv2d(3, 3, 1)
+    model.forward = lambda x: model[1](model[0](x))
+    with pytest.raises(ConfigError, match="never runs unused"):
+        second_moments(model, data, ["0", "unused"])

@@ -2,16 +2,13 @@
 
 import pytest
 import torch
-from torch import fx
 from torch.nn import functional as F
 
-from quantlib.quantization.graph import kind, module_of
 from quantlib.quantization.mixed import MixedConv2d, MixedLinear
 from quantlib.quantization.qconfig import QConfig, Scheme
-from quantlib.quantization.sites import site_name, source
 from quantlib.quantization.workflow import calibrate, convert, prepare
 from quantlib.subject.models import build
-from tests.quantization.networks import Spellings, Tiny, randomize
+from tests.quantization.networks import AtInputs, Spellings, Tiny, randomize
 
 pytestmark = pytest.mark.oracle
 MINMAX = QConfig(activation=Scheme(observer="minmax"))
@@ -50,31 +47,6 @@ def compare_every_layer(mixed, x):
             module.register_forward_hook(after)
     mixed(x)
     return seen
-
-
-class AtInputs(fx.Interpreter):
-    """The fused network with torch's fake quantization at the inputs and weights of conv and linear alone."""
-
-    def __init__(self, prepared):
-        super().__init__(prepared.graph_module)
-        self.prepared = prepared
-
-    def run_node(self, n):
-        if kind(n) not in ("conv", "linear"):
-            return super().run_node(n)
-        layer, grid = module_of(n), self.prepared.qparams(site_name(source(n.args[0])))
-        weight = self.prepared.weights[n.target].qparams()
-        (x,) = self.fetch_args_kwargs_from_env(n)[0]
-        x = torch.fake_quantize_per_tensor_affine(
-            x, float(grid.scale), int(grid.zero_point), grid.quant_min, grid.quant_max
-        )
-        w = torch.fake_quantize_per_channel_affine(
-            layer.weight, weight.scale, weight.zero_point, 0, weight.quant_min, weight.quant_max
-        )
-        if kind(n) == "linear":
-            return layer.rectified(F.linear(x, w, layer.bias))
-        y = F.conv2d(x, w, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-        return layer.rectified(y)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])

@@ -1,8 +1,11 @@
 """Small networks for the tests: every spelling of the operators that quantlib knows, and some it does not."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
+
+from quantlib.quantization.graph import kind, module_of
+from quantlib.quantization.sites import site_name, source
 
 
 def randomize(model: nn.Module) -> nn.Module:
@@ -95,3 +98,28 @@ class Excited(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.flatten(self.head(self.block(F.relu(self.stem(x)))).mean((2, 3)), 1)
+
+
+class AtInputs(fx.Interpreter):
+    """The fused network with torch's fake quantization at the inputs and weights of conv and linear alone."""
+
+    def __init__(self, prepared):
+        super().__init__(prepared.graph_module)
+        self.prepared = prepared
+
+    def run_node(self, n):
+        if kind(n) not in ("conv", "linear"):
+            return super().run_node(n)
+        layer, grid = module_of(n), self.prepared.qparams(site_name(source(n.args[0])))
+        weight = self.prepared.weights[n.target].qparams()
+        (x,) = self.fetch_args_kwargs_from_env(n)[0]
+        x = torch.fake_quantize_per_tensor_affine(
+            x, float(grid.scale), int(grid.zero_point), grid.quant_min, grid.quant_max
+        )
+        w = torch.fake_quantize_per_channel_affine(
+            layer.weight, weight.scale, weight.zero_point, 0, weight.quant_min, weight.quant_max
+        )
+        if kind(n) == "linear":
+            return layer.rectified(F.linear(x, w, layer.bias))
+        y = F.conv2d(x, w, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+        return layer.rectified(y)

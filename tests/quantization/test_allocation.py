@@ -99,3 +99,9 @@ def test_mistakes():
 def test_whole_numbers_may_be_written_as_floats():
     costs, sizes = {"a": {4: 1.0, 8: 0.0}}, {"a": {4: 40.0, 8: 80.0}}
     assert allocate(costs, sizes, budget=79.0) == {"a": 4}
+
+
+def test_a_layer_may_have_more_choices_than_a_byte_counts():
+    costs = {"a": {bits: float(1000 - bits) for bits in range(1, 601)}}
+    sizes = {"a": {bits: bits for bits in range(1, 601)}}
+    assert allocate(costs, sizes, budget=555) == {"a": 555}

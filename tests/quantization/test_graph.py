@@ -185,3 +185,30 @@ def test_a_module_called_by_keyword_is_like_any_other():
     graph = fuse(model)
     assert torch.allclose(graph(x), model(x), atol=1e-5)
     assert all(not node.kwargs for node in graph.graph.nodes if node.op == "call_module")
+
+
+class NumpySpellings(nn.Module):
+    """torch.cat and mean take numpy's names of their arguments as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 5, 1)
+
+    def forward(self, x):
+        joined = torch.cat([self.left(x), self.right(x)], axis=1)
+        return joined.mean(axis=(2, 3), keepdims=True)
+
+
+def test_numpys_names_of_arguments_mean_the_same():
+    model, x = NumpySpellings().eval().double(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    found = fuse(model)(x)
+    assert found.shape == (2, 9, 1, 1)
+    torch.testing.assert_close(found, model(x))
+
+
+def test_a_keyword_that_is_not_understood_is_not_left_out():
+    class Rounded(nn.Module):
+        def forward(self, x):
+            return x.mean((2, 3), dtype=torch.float16)
+
+    assert unsupported(Rounded().eval())

@@ -1,6 +1,7 @@
 """The integer network and its operators, by small integers worked out by hand and by float64."""
 
 import copy
+from fractions import Fraction
 
 import pytest
 import torch
@@ -328,3 +329,33 @@ def test_every_layer_has_room():
         )
     integer(torch.randn(4, 3, 16, 16))
     assert len(seen) == 22 and max(seen) < 1
+
+
+@pytest.mark.parametrize("network", [Tiny, Spellings])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_it_holds_the_calibrated_grids_and_torchs_integers(network, symmetric):
+    """What reference and engine read from the same module, no comparison of the two can see."""
+    config = QConfig(activation=Scheme(symmetric=symmetric, observer="minmax"), quantize_output=True)
+    prepared, shift = made(network, config), 128 if symmetric else 0
+    integer, x = to_integer(prepared), torch.randn(3, 3, 16, 16)
+    modules, found = {step.name: step.module for step in integer.steps}, integer.integers(x)
+    grids = {name: prepared.qparams(name) for name in prepared.activations}
+    for name, grid in grids.items():
+        own = modules["input"] if name == "input" else modules[name].output_grid
+        assert (own.scale, own.zero_point) == (float(grid.scale), int(grid.zero_point) + shift), name
+        assert (own.quant_min, own.quant_max) == (0, 255), name
+    for name, observer in prepared.weights.items():
+        layer, plain, grid = modules[name], prepared.graph_module.get_submodule(name), observer.qparams()
+        weight = plain.weight.detach()
+        theirs = torch.quantize_per_channel(weight, grid.scale, grid.zero_point, 0, torch.qint8)
+        assert torch.equal(layer.weight, theirs.int_repr()), name
+        unit = torch.tensor(layer.input_grid.scale) * grid.scale  # float32, as the kernels have it
+        exact = [Fraction(b) / Fraction(u) for b, u in zip(plain.bias.tolist(), unit.tolist(), strict=True)]
+        assert layer.bias.tolist() == [round(value) for value in exact], name
+    for name, values, integers in (("input", x, found["input"]), ("fc", integer(x), found["fc"])):
+        step = float(grids[name].scale), int(grids[name].zero_point) + shift
+        if name == "input":
+            assert torch.equal(torch.quantize_per_tensor(values, *step, torch.quint8).int_repr(), integers)
+        else:
+            theirs = torch._make_per_tensor_quantized_tensor(integers, *step).dequantize()
+            assert torch.equal(values, theirs)

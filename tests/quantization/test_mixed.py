@@ -109,6 +109,15 @@ def test_without_vnni_it_warns_and_uses_seven_bits(monkeypatch, symmetric):
     assert (mixed(x) - wanted).abs().max() < 0.1 * wanted.abs().max()
 
 
+def test_a_file_of_another_machine_warns_where_its_sums_could_saturate(saved, monkeypatch, recwarn):
+    _, path = saved
+    load_mixed(path)
+    assert not recwarn.list
+    monkeypatch.setattr(mixed_module, "has_vnni", lambda: False)
+    with pytest.warns(UserWarning, match="no VNNI.*r20.safetensors has 8-bit activations"):
+        load_mixed(path)
+
+
 @pytest.fixture
 def saved(tmp_path):
     mixed = convert(made(lambda: build("resnet20")), "mixed")

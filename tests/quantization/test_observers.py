@@ -301,6 +301,7 @@ def test_a_settled_observer_keeps_its_range_and_nothing_else(axis: int | None) -
     for again in (lambda: observer(x), lambda: observer.with_bits(4)):
         with pytest.raises(ConfigError, match="has settled on its range"):
             again()
+    assert observer.range()[0] is low  # a refused batch costs nothing
     observer.reset()
     observer(x)
 
@@ -311,3 +312,11 @@ def test_a_fixed_observer_knows_the_ends_of_its_own_grid() -> None:
     assert [float(end) for end in fixed.range()] == [-3.5, 3.5]
     fixed.to("meta")
     assert fixed.qparams().scale.device.type == "meta"
+
+
+@pytest.mark.parametrize("name", ["entropy", "percentile"])
+def test_a_nearly_dead_first_batch_does_not_ask_for_all_memory(name: str) -> None:
+    observer = make_observer(name)
+    observer(torch.full((8,), 1e-6))
+    with pytest.raises(ConfigError, match="calibrate on larger batches"):
+        observer(torch.full((8,), 1e4))

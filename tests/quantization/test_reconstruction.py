@@ -30,7 +30,7 @@ from quantlib.quantization.reconstruction.ranges import dropped
 from quantlib.quantization.reconstruction.units import pieces
 from quantlib.quantization.workflow import calibrate, convert, prepare
 from quantlib.subject.models import build
-from tests.quantization.networks import Tiny, randomize
+from tests.quantization.networks import AtInputs, Tiny, randomize
 
 FEW = Scheme(bits=3, symmetric=True, per_channel=True)
 SHORT = Recipe(iterations=12, batch_size=8, rate=0.05)
@@ -81,6 +81,7 @@ def test_the_twin_is_the_converted_network(kind):
             y = network.run(unit, y)
         wanted = convert(prepared, "mixed" if kind == "mixed" else "simulated")(x)
     if kind == "mixed":  # its sums are integers, which may fall on the other side of a half
+        assert torch.equal(y, AtInputs(prepared).run(x))
         assert torch.isclose(y, wanted, atol=1e-4).all(1).float().mean() > 0.5
         assert F.cosine_similarity(y, wanted).min() > 0.995
     else:
@@ -411,3 +412,14 @@ def means(network, x):
     for hook in hooks:
         hook.remove()
     return found
+
+
+def test_a_unit_reads_what_the_rounded_units_before_it_make():
+    """Only the classifier learns; before that its error is that of the whole simulated network."""
+    prepared, x = calibrated(bits=8)  # with fewer, ties before the classifier's pooling fall either way
+    (report,) = reconstruct(prepared, [x], SHORT, kind="integer", only=["fc"]).reports
+    with torch.no_grad():
+        wanted, low = prepared.graph_module(x), convert(prepared, "simulated")(x)
+    whole = float((low - wanted).square().sum() / wanted.square().sum())
+    # What passes from unit to unit is kept in half precision.
+    assert report.unit == "fc" and report.error_before == pytest.approx(whole, rel=0.02)

@@ -47,6 +47,12 @@ def test_multiplier_is_its_definition(m):
     assert tuple(part.item() for part in quantize_multiplier(torch.tensor(m))) == as_fraction(m)
 
 
+def test_a_python_number_keeps_its_bits():
+    """TFLite's rule in exact arithmetic: 0.1 = f * 2**-3, and f * 2**31 rounded."""
+    exact = Fraction(0.1) * 2**3 * 2**31
+    assert [part.item() for part in quantize_multiplier(0.1)] == [round(exact), -3] == [1717986918, -3]
+
+
 def test_multiplier_carries_and_has_ends():
     nearly_one = torch.tensor(1 - 2**-40, dtype=torch.float64)
     assert [part.item() for part in quantize_multiplier(nearly_one)] == [2**30, 1]

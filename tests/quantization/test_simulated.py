@@ -5,6 +5,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from quantlib.errors import UnsupportedOperatorError
 from quantlib.quantization.graph import kind, module_of
 from quantlib.quantization.qconfig import QConfig, Scheme
 from quantlib.quantization.simulated import SimulatedConv2d
@@ -160,3 +161,8 @@ def test_moves_to_cuda(prepared):
     simulated = convert(prepared)
     wanted = simulated(x)
     assert torch.allclose(simulated.to("cuda")(x.to("cuda")).cpu(), wanted, atol=0.05)
+
+
+def test_a_simulated_network_is_not_prepared_again(prepared):
+    with pytest.raises(UnsupportedOperatorError):
+        prepare(convert(prepared, "simulated"))

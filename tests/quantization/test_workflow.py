@@ -197,6 +197,19 @@ def test_an_example_catches_a_graph_that_computes_something_else(images):
         workflow._check_example(model, graph, images)
 
 
+def test_prepare_looks_at_the_example(images):
+    class Graded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):  # traced with gradients, run without
+            return torch.relu(self.conv(x)) if torch.is_grad_enabled() else self.conv(x)
+
+    with pytest.raises(UnsupportedOperatorError, match="does not compute"):
+        prepare(Graded().eval(), MINMAX, example=images)
+
+
 def test_two_inputs_are_refused():
     class Pair(nn.Module):
         def forward(self, a, b):

@@ -146,3 +146,49 @@ def test_readme_blocks(small_course, capsys):
     assert readme.main(["--check"]) == 1
     path.write_text("<!-- generated: weather -->\n<!-- end -->\n")
     assert readme.main([]) == 2 and "asks for 'weather'" in capsys.readouterr().err
+
+
+MORE = """
+[[published]]
+text = "ResNet-50, int8"
+value = "0.5 points"
+source = "Somebody 2020"
+headline = "w8a8_drop"
+[[published]]
+text = "Never measured here"
+value = "1 point"
+source = "Nobody 2021"
+headline = "absent"
+[[planned]]
+number = "03"
+title = "Gamma"
+question = "Why gamma?"
+"""
+
+
+def test_tables_of_the_readme_by_hand(small_course):
+    path = small_course / "course.toml"
+    path.write_text(path.read_text() + MORE)
+    results.headline("w8a8_drop", 0.054, -0.021, 0.126, 10000, "points", "01_things", "full")
+    claims = "id,text,verdict,evidence\nsecond,The second thing holds.,fails,0.3 points\n"
+    (small_course / "results/claims_02.csv").write_text(claims)
+    loaded = course()
+    assert readme.published_table(loaded, ()).splitlines()[2:] == [
+        "| ResNet-50, int8 | 0.5 points | Somebody 2020 | 0.05 [-0.02, 0.13] |",
+        "| Never measured here | 1 point | Nobody 2021 | not recorded yet |",
+    ]
+    marked = readme.published_table(loaded, ("01_things",)).splitlines()
+    assert [readme.EARLIER in line for line in marked] == [False, False, True, False]
+    assert readme.notebook_table(loaded).splitlines()[2:] == [
+        "| 01 | [Alpha](notebooks/01_alpha.ipynb) | Why alpha? | 0.5 | 1 |",
+        "| 02 | [Beta](notebooks/02_beta.ipynb) | Why beta? | 0.5 | 1 |",
+        "| 03 | Gamma | Why gamma? | | |",
+    ]
+    assert readme.claims_table(loaded, ("02_things",), published=True).splitlines()[2:] == [
+        "| The first thing holds. | open |  | we found none | 01 |",
+        f"| The second thing holds. | fails{readme.EARLIER} | 0.3 points | we found none | 02 |",
+    ]
+    results.write_atomic(small_course / "results/01_things.csv", b"a\n1\n")
+    assert readme.headline_table(loaded, ()).splitlines()[2:] == [
+        "| `w8a8_drop` | 0.054 points | -0.021 to 0.126 | 10,000 | [`01_things`](results/01_things.csv) |"
+    ]

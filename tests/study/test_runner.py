@@ -6,15 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
 
 from quantlib.errors import StudyError
-from quantlib.study import runner
-from quantlib.study.jobs import parse_parameters, plan
+from quantlib.study import jobs, runner
+from quantlib.study.jobs import LIBRARY, Job, parse_parameters, plan
 from quantlib.study.manifest import course
+
+INPUTS = Job.inputs  # before `small_course` replaces it
 
 
 def outputs(path):
@@ -150,3 +153,57 @@ def test_plan_and_parameters(small_course, capsys):
 
 
 ROOT = str(runner.results.Path(runner.__file__).parents[2])
+
+
+def test_a_notebook_depends_on_what_it_reads_on_the_checkpoints_and_on_the_library(small_course, monkeypatch):
+    monkeypatch.setattr(Job, "inputs", INPUTS)
+    toml = small_course / "course.toml"
+    reads = 'reads = ["results/02_things.csv", "results/absent.csv", "resnet50"]\nwrites = ["01_things"]'
+    toml.write_text(toml.read_text().replace('writes = ["01_things"]', reads))
+    own = {"notebooks/01_alpha.ipynb", "course.toml", "results/02_things.csv", "checkpoints/index.json",
+           "checkpoints/compressed.json"}  # fmt: skip
+    for name in own - {"notebooks/01_alpha.ipynb", "course.toml"}:
+        (small_course / name).parent.mkdir(exist_ok=True)
+        (small_course / name).write_text("{}")
+    (task,) = runner.tasks(plan(course(), "quick", ["01"]))
+    found = {Path(name) for name in task["file_dep"]}
+    assert {str(path.relative_to(small_course)) for path in found if path.is_relative_to(small_course)} == own
+    library = {str(path.relative_to(LIBRARY)) for path in found if path.is_relative_to(LIBRARY)}
+    assert library >= {"errors.py", "quantization/affine.py", "compression/archive.py", "study/sweep.py",
+                       "study/quantlib.mplstyle", "subject/recipes/resnet50.toml"}  # fmt: skip
+
+
+def test_what_decides_a_run_is_compared(small_course):
+    """doit runs a notebook again when these differ from what they were at its last good run."""
+
+    def settings(*given, **more):
+        (task,) = runner.tasks(plan(course(), *given, **more))
+        return task["uptodate"][0].config
+
+    plain = settings("quick", ["01"])
+    others = [settings("full", ["01"]), settings("quick", ["01"], parameters={"BITS": 4}),
+              settings("quick", ["01"], device="cuda")]  # fmt: skip
+    toml = small_course / "course.toml"
+    toml.write_text(toml.read_text().replace("images_test = 16", "images_test = 17"))
+    others.append(settings("quick", ["01"]))
+    assert all(other != plain for other in others)
+
+
+def test_a_process_that_leaves_no_record_is_said_to_have_crashed(small_course, tmp_path, monkeypatch):
+    broken = tmp_path / "broken.py"
+    broken.write_text("import sys\nprint('first')\nprint('no memory left')\nsys.exit(3)\n")
+    monkeypatch.setattr(jobs, "EXECUTE", broken)
+    (job,) = plan(course(), "quick", ["01"])
+    record = job.run()
+    assert record["status"] == "failed" and record["error"] == {
+        "kind": "crash", "message": "its process ended with 3; no memory left",
+    }  # fmt: skip
+    assert json.loads(job.record.read_text()) == record
+
+
+def test_a_kernel_that_dies_is_said_and_the_next_notebook_runs(small_course, notebook, capsys):
+    notebook(small_course / "notebooks/01_alpha.ipynb", "import os", "os.kill(os.getpid(), 9)")
+    assert runner.main([]) == 1
+    said = capsys.readouterr().out
+    assert "01 Alpha: FAILED" in said and "the kernel died, most often because memory ran out" in said
+    assert "[2/2] 02 Beta: ok" in said and "FAILED: 01" in said

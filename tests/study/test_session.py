@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import shutil
+import subprocess
 
 import numpy as np
 import pandas as pd
@@ -178,3 +181,26 @@ def test_a_damaged_result_has_its_sentence(small_course):
     results.write_atomic(small_course / "results" / "01_things.csv", b"")
     with pytest.raises(StudyError, match="is damaged"):
         results.load("01_things")
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_commit_says_whether_the_library_differs_from_it(tmp_path):
+    def git(*arguments):
+        who = ["-c", "user.name=x", "-c", "user.email=x@example.com"]
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init")
+    assert results.commit(tmp_path) == "unknown"  # nothing is committed yet
+    module = tmp_path / "quantlib" / "module.py"
+    results.write_atomic(module, b"x = 1")
+    git("add", ".")
+    git("commit", "-m", "first")
+    head = results.commit(tmp_path)
+    assert re.fullmatch("[0-9a-f]{12}", head)
+    (tmp_path / "notes.md").write_text("x")
+    assert results.commit(tmp_path) == head  # not the library's
+    module.write_text("x = 2")
+    assert results.commit(tmp_path) == head + "+"
+    module.write_text("x = 1")
+    (tmp_path / "course.toml").write_text("")
+    assert results.commit(tmp_path) == head + "+"  # it decides settings, and is not committed

@@ -117,8 +117,15 @@ def test_only_other_code_makes_finished_work_another_sweep(tmp_path, monkeypatch
         return code_digest(("subject",))
 
     plain = digest("def step():\n    return 'half'\n")
-    assert digest('"""A module."""\n# why\ndef step():\n    """One step."""\n\n    return "half"\n') == plain
+    assert (
+        digest('"""A module."""\n# why\ndef step():  # so\n    """One\n    step."""\n\n    return \'half\'\n')
+        == plain
+    )
     assert digest("def step():\n    return 'whole'\n") != plain
+    assert digest("def step():\n    return '# half'\n") != plain  # no comment
+    with pytest.raises(ConfigError, match="no room 'cellar'"):
+        code_digest(("cellar",))
+    (room / "module.py").write_text("def step():\n    return 'half'\n")
     (room / "module.py").rename(room / "other.py")
     assert code_digest(("subject",)) != plain
 

@@ -4,6 +4,7 @@ import torch
 
 from quantlib.compression.archive import decompress
 from quantlib.compression.codebook import weights_of
+from quantlib.compression.compressed import compressed_files
 from quantlib.study import tune_shared
 from quantlib.subject import data
 from quantlib.subject.models import build
@@ -29,7 +30,7 @@ def test_shared_tuned_resumed_and_listed(tmp_path, monkeypatch, capsys):
     command = ["--recipe", str(recipe), "--folder", str(tmp_path / "state"), "--into", str(into)]
     command += ["--threads", "1", "--images", "16", "--validation", "16", "--start", "resnet20"]
     command += ["--megabytes", "0.07", "--clusters", "8", "--statistics", "32"]
-    assert tune_shared.listed(into) == {}
+    assert compressed_files(into) == {}
     assert tune_shared.main(command) == 0
     first = (into / "resnet20_0.07mb.qldc").read_bytes()
     monkeypatch.setattr(tune_shared, "shares", None)  # must not be needed again
@@ -37,7 +38,7 @@ def test_shared_tuned_resumed_and_listed(tmp_path, monkeypatch, capsys):
     assert "from step 2; state" in capsys.readouterr().out
     assert tune_shared.main([*command, "--clusters", "4"]) == 1
     assert "clusters 8" in capsys.readouterr().err
-    entry = tune_shared.listed(into)["resnet20_0.07mb"]
+    entry = compressed_files(into)["resnet20_0.07mb"]
     assert entry["epochs"] == 1 and entry["bytes"] == len(first) and 70_000 < len(first) < 80_000
     assert (into / entry["file"]).read_bytes() == first
     network = decompress(into / entry["file"])

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torchvision.transforms.v2.functional import resize as torchvision_resize
 
 from quantlib.subject.augment import augment, cutout, random_crop, random_flip, resize
 
@@ -51,3 +52,6 @@ def test_resize_keeps_the_mean_and_the_full_size() -> None:
     assert resize(x, 32) is x
     assert resize(x, 24).shape == (2, 3, 24, 24)
     assert torch.allclose(resize(x, 16).mean(), x.mean(), atol=5e-3)
+    for side in (16, 24):
+        theirs = torchvision_resize(x, [side, side], antialias=True)
+        assert torch.allclose(resize(x, side), theirs, atol=1e-5)

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from quantlib.subject.campaign import side_by_side, take_over
+from quantlib.errors import ConfigError
+from quantlib.subject.campaign import RESULT, keep_result, kept_results, side_by_side, take_over
 
 
 def double(run: int) -> int:
@@ -52,3 +53,23 @@ def test_results_of_another_machine_are_taken_over_and_own_ones_kept(tmp_path):
     assert found == {"students/mine-1a2b/alone-0/result.json": "own",
                      "students/mine-1a2b/alone-1/result.json": "theirs"}  # fmt: skip
     assert not (tmp_path / "cache/tickets").exists()
+
+
+def test_runs_that_wait_for_each_other_are_named():
+    with pytest.raises(ConfigError, match="waits for a run that waits for it"):
+        list(side_by_side([1, 2], double, 2, lambda run: {3 - run}))
+
+
+def test_a_failed_run_is_said_at_once(capsys):
+    with pytest.raises(ValueError, match="run 7"):
+        list(side_by_side([7], fails, 2))
+    assert "7 failed (run 7); the runs under way end first" in capsys.readouterr().out
+
+
+def test_results_of_other_settings_are_refused(tmp_path):
+    keep_result(tmp_path / "one" / RESULT, {"value": 1, "settings": {"epochs": 3}})
+    keep_result(tmp_path / "old" / RESULT, {"value": 2})  # from before settings were kept
+    runs = {"one": {"epochs": 3}, "absent": {}, "old": {"epochs": 3}}
+    assert [found["value"] for found in kept_results(tmp_path, runs)] == [1, 2]
+    with pytest.raises(ConfigError, match="one holds a run with other settings"):
+        kept_results(tmp_path, {"one": {"epochs": 4}})

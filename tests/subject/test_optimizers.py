@@ -32,6 +32,15 @@ def test_a_step_of_muon_by_its_formula() -> None:
     assert torch.allclose(weight, expected, atol=1e-5)
 
 
+def test_tall_matrices_take_larger_steps() -> None:
+    """12 outputs, 4 inputs: the step is sqrt(12 / 4) times as long, as the source has it."""
+    weight = nn.Parameter(torch.randn(12, 1, 2, 2))
+    before, weight.grad = weight.detach().clone(), torch.randn(12, 1, 2, 2)
+    direction = orthogonalize((1.5 * weight.grad).flatten(1)).float().view_as(weight)
+    Muon([weight], lr=0.1, momentum=0.5, weight_decay=0.0).step()
+    assert torch.allclose(weight, before - 0.1 * 3**0.5 * direction, atol=1e-5)
+
+
 def test_filters_go_to_muon_and_nothing_of_norms_and_biases_decays() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
     recipe = Recipe(name="x", model="x", stages=((1, 8),), optimizer="muon", weight_decay=0.1)

@@ -255,3 +255,56 @@ def test_a_recipe_that_lacks_something_says_what(tmp_path: Path) -> None:
     (tmp_path / "bare.toml").write_text("seed = 1")
     with pytest.raises(ConfigError, match="bare.toml lacks model and stages"):
         load_recipe(str(tmp_path / "bare.toml"))
+
+
+class PowerCut(Hooks):
+    """The machine stops in the middle of the second step: nothing asks the run to stop."""
+
+    def after_step(self, trainer: Trainer) -> None:
+        if trainer.step == 1:
+            raise RuntimeError("power cut")
+
+
+@pytest.mark.parametrize(("save_seconds", "kept"), [(0.0, 1), (1e9, 0)])
+def test_a_run_that_dies_within_an_epoch_goes_on_from_its_last_save(
+    tmp_path: Path, monkeypatch, save_seconds: float, kept: int
+) -> None:
+    monkeypatch.setattr(training, "CHECK_EVERY", 1)
+    first = trainer(tmp_path / "parts", hooks=PowerCut(), save_seconds=save_seconds)
+    with pytest.raises(RuntimeError, match="power cut"):
+        first.run()
+    second, whole = trainer(tmp_path / "parts"), trainer(tmp_path / "whole")
+    assert second.step == kept
+    second.run()
+    whole.run()
+    assert torch.equal(weights(whole.model), weights(second.model))
+    assert torch.equal(weights(whole.average.model), weights(second.average.model))
+
+
+@pytest.mark.parametrize("last", [1, 3, 5, 6])  # three steps an epoch: 3 and 6 are the last of one
+def test_wherever_a_run_is_stopped_it_ends_with_the_same_best_and_log(
+    tmp_path: Path, monkeypatch, last: int
+) -> None:
+    whole, step = trainer(tmp_path / "whole"), Trainer.train_step
+    whole.run()
+
+    def stopped(run: Trainer) -> torch.Tensor:
+        run.stop = run.step + 1 == last
+        return step(run)
+
+    monkeypatch.setattr(Trainer, "train_step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path / "parts").run()
+    monkeypatch.setattr(Trainer, "train_step", step)
+    again = trainer(tmp_path / "parts")
+    assert again.step == last
+    again.run()
+    assert torch.equal(weights(whole.model), weights(again.model)) and again.best == whole.best
+    best = [torch.load(tmp_path / run / "best.pt", weights_only=True) for run in ("whole", "parts")]
+    assert all(torch.equal(tensor, best[1][name]) for name, tensor in best[0].items())
+    # Not the loss: that of an interrupted epoch is the mean of the steps since.
+    rows = [(tmp_path / run / "log.csv").read_text().splitlines() for run in ("whole", "parts")]
+    whole_log, parts_log = (
+        [[row.split(",")[place] for place in (0, 1, 2, 3, 5)] for row in log] for log in rows
+    )
+    assert whole_log == parts_log

@@ -94,9 +94,9 @@ class Observer(nn.Module):
                 f"This observer has seen {self.minimum.numel()} channels and now gets {low.numel()}; "
                 "call reset() before observing another layer."
             )
-        self._chosen = None
-        if self.settled:
+        if self.settled:  # and keeps it: what it chose from is gone
             raise ConfigError("This observer has settled on its range; reset() it to observe anew.")
+        self._chosen = None
         self.observe(data if self.takes_any_float else data.float(), low, high)
         return x
 

@@ -10,7 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from quantlib.errors import ConfigError
+
 Array = np.ndarray[Any, Any]
+
+MOST_BINS = 2**24
+"""More than any calibration needs, and 128 MB of counts."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,20 @@ def count_values(old: Counts | None, x: Array, bins: int) -> Counts:
         return Counts(counts + old.counts, edges, threshold)
     width = 2 * reach / bins
     extra = int((threshold - reach) // width + 1)
+    _affordable(bins + 2 * extra, reach)
     wide = extra * width + reach
     counts, edges = histogram(x, bins + 2 * extra, -wide, wide)
     counts[extra : extra + bins] += old.counts
     return Counts(counts, edges, wide)
+
+
+def _affordable(bins: float, reach: float) -> None:
+    """ConfigError for a histogram of all memory: its bins are as narrow as the first batch asked."""
+    if bins > MOST_BINS:
+        raise ConfigError(
+            f"The first batch reached only to {reach:.1e}, and now {bins:.1e} bins of its width are needed; "
+            "calibrate on larger batches, or take another observer."
+        )
 
 
 def count_magnitudes(old: Counts | None, x: Array, bins: int) -> Counts:
@@ -66,6 +81,7 @@ def count_magnitudes(old: Counts | None, x: Array, bins: int) -> Counts:
     edges, largest = old.edges, x.max()
     if largest > edges[-1]:
         width = edges[1] - edges[0]
+        _affordable(edges.size + (largest - edges[-1]) / width, edges[-1])
         edges = np.hstack((edges, np.arange(edges[-1] + width, largest + width, width)))
     counts, edges = np.histogram(x, bins=edges)
     counts[: old.counts.size] += old.counts

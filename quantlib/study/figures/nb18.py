@@ -124,7 +124,7 @@ def images_per_second(speed: pd.DataFrame) -> Figure:
     rival = "openvino" if ("openvino", sizes[-1]) in leads.index else "onnxruntime"
     if (rival, sizes[-1]) in leads.index:
         lead, name = leads.loc[(rival, sizes[-1])], plots.look(rival).label
-        said = f"{lead['value']:.2f} [{lead['low']:.2f}, {lead['high']:.2f}] times the speed of {name}'s own int8"
+        said = f"{lead['value']:.2f} [{lead['low']:.2f}, {lead['high']:.2f}] times {name}'s own int8"
         plots.set_title(made, f"Batch {sizes[-1]}: our integers run at {said}")
     plots.caption(made, f"median and quartiles of {plots.counted(int(table['n'].iloc[0]), 'round')} in turn")
     return made
