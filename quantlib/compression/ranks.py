@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
+from quantlib.compression.costs import convolution_macs
 from quantlib.compression.factorized import Plan, can_be_factorized, factor_shapes, factorized, skeleton
 from quantlib.compression.lowrank import (
     METHODS,
@@ -39,22 +40,6 @@ def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
     """The convolutions that can be factorized, by name."""
     found = {name: part for name, part in model.named_modules() if isinstance(part, nn.Conv2d)}
     return {name: conv for name, conv in found.items() if can_be_factorized(conv)}
-
-
-def convolution_macs(layers: nn.Module, size: tuple[int, int]) -> int:
-    """Multiply-adds of convolutions that follow each other, for one input of that height and width."""
-    total, (high, wide) = 0, size
-    for conv in layers.modules():
-        if isinstance(conv, nn.Conv2d):
-            high, wide = (_moved(conv, axis, side) for axis, side in enumerate((high, wide)))
-            total += conv.weight.numel() * high * wide
-    return total
-
-
-def _moved(conv: nn.Conv2d, axis: int, side: int) -> int:
-    """How many places a window has along one axis."""
-    reach = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
-    return (side + 2 * int(conv.padding[axis]) - reach - 1) // conv.stride[axis] + 1
 
 
 def by_energy(model: nn.Module, image: Tensor, energy: float, method: str = "channel") -> dict[str, Plan]:

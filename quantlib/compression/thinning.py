@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,50 +14,6 @@ from torch import Tensor, nn
 from quantlib.compression.channels import FIXED, Channels, find_channels
 from quantlib.errors import ConfigError
 from quantlib.quantization.graph import BATCH_NORMS
-
-
-class Cost(NamedTuple):
-    """What one image costs: multiply-accumulates and parameters, in all and by layer."""
-
-    macs: int
-    parameters: int
-    by_layer: dict[str, int]
-
-
-@torch.no_grad()
-def macs(model: nn.Module, image: Tensor) -> Cost:
-    """Count the multiply-accumulates that the model's convolutions and linear layers need for one image.
-
-        convolution: out * (in / groups) * kh * kw * h_out * w_out;  linear: out * in
-
-    A layer that runs twice counts twice. Parameters are counted once, batch norms included. `image`:
-    (channels, height, width) or a batch (n, channels, height, width), of which the mean is taken. Layers are
-    modules nn.Conv2d and nn.Linear; functional calls are not seen. Introduced in notebook 11.
-
-    >>> macs(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(3, 32, 32)).macs == 8 * 3 * 9 * 32 * 32
-    True
-    """
-    batch = image if image.dim() == 4 else image[None]
-    found: dict[str, int] = defaultdict(int)
-
-    def count(name: str, layer: Any, output: Tensor) -> None:
-        # Each output value is the product of one filter with one window.
-        found[name] += output.numel() * layer.weight[0].numel() // len(batch)
-
-    handles = [
-        module.register_forward_hook(lambda layer, _, output, name=name: count(name, layer, output))
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Conv2d, nn.Linear))
-    ]
-    training = [module for module in model.modules() if module.training]
-    try:
-        model.eval()(batch)
-    finally:
-        for module in training:
-            module.training = True
-        for handle in handles:
-            handle.remove()
-    return Cost(sum(found.values()), sum(p.numel() for p in model.parameters()), dict(found))
 
 
 def filter_scores(model: nn.Module, channels: Channels) -> dict[int, float]:

@@ -26,11 +26,13 @@ Widths = int | Mapping[str, int]
 """One width for all, or one for each by name."""
 
 
-def weight_scheme(bits: int, ratios: int = 100, narrow: bool = False) -> Scheme | None:
-    """Signed weights without a zero point, one scale per channel, of least squared error.
+def weight_scheme(
+    bits: int, ratios: int = 100, narrow: bool = False, observer: str = "mse"
+) -> Scheme | None:
+    """Signed weights without a zero point, one scale per channel, of least squared error or by `observer`.
 
     All 2**bits integers are used below 8 bits, unless `narrow`: then the lowest is left out, and both ends
-    are alike (notebook 05). Introduced in notebook 10.
+    are alike (notebook 05). ratios: how many ranges the search tries. Introduced in notebook 10.
 
     >>> weight_scheme(2).observer_instance().quant_min
     -2
@@ -38,8 +40,8 @@ def weight_scheme(bits: int, ratios: int = 100, narrow: bool = False) -> Scheme 
     if bits == FLOAT_BITS:
         return None
     return Scheme(
-        bits, symmetric=True, per_channel=True, narrow_range=narrow or bits == 8, observer="mse",
-        options={"ratios": ratios},
+        bits, symmetric=True, per_channel=True, narrow_range=narrow or bits == 8, observer=observer,
+        options={"ratios": ratios} if observer == "mse" else {},
     )  # fmt: skip
 
 
@@ -50,15 +52,15 @@ def activation_scheme(bits: int, observer: str = ACTIVATION_OBSERVER) -> Scheme 
 
 def low_bit_qconfig(
     graph: fx.Graph, weight: Widths, activation: Widths, ends: str = "8", ratios: int = 100,
-    observer: str = ACTIVATION_OBSERVER, narrow: bool = False,
+    observer: str = ACTIVATION_OBSERVER, narrow: bool = False, weight_observer: str = "mse",
 ) -> QConfig:  # fmt: skip
     """The QConfig that gives each layer's weight and each tensor its width; 32 leaves it in float32.
 
     weight: one width, or one for each layer by name; activation: one, or one for each tensor by the name of
     the operator that makes it, "input" included. ends: one of ENDS; "8" overrides the other two for the
-    first and the last layer and what they read. observer: of the activations; narrow: weights without their
-    lowest integer. Raises ConfigError for another `ends`, or a name that the graph does not have.
-    Introduced in notebook 10.
+    first and the last layer and what they read. observer: of the activations; narrow, weight_observer:
+    of the weights, see `weight_scheme`. Raises ConfigError for another `ends`, or a name that the graph does
+    not have. Introduced in notebook 10.
     """
     check_name(ends, ENDS, "ends")
     layers = [site_name(node) for node in graph.nodes if kind(node) in ("conv", "linear")]
@@ -71,7 +73,7 @@ def low_bit_qconfig(
             of_activation[read] = 8 if of_activation[read] != FLOAT_BITS else FLOAT_BITS
     by_name = {
         name: QConfig(
-            weight_scheme(of_weight.get(name, FLOAT_BITS), ratios, narrow),
+            weight_scheme(of_weight.get(name, FLOAT_BITS), ratios, narrow, weight_observer),
             activation_scheme(of_activation.get(name, FLOAT_BITS), observer),
         )
         for name in dict.fromkeys([*layers, *sites])

@@ -60,9 +60,12 @@ METHODS: dict[str, Look] = {
     "onnxruntime": Look(PURPLE, "^", "ONNX Runtime"),
     # Notebook 10, low-bit rescue:
     "nearest": Look(GREY, "o", "nearest rounding"),
+    "nearest_narrow": Look(GREY, "s", "nearest, narrow range"),
+    "nearest_minmax": Look(GREY, "D", "nearest, min-max, narrow"),
     "equalization": Look(ORANGE, "D", "equalization"),
     "bias_correction": Look(PURPLE, "^", "bias correction"),
     "balanced": Look(PURPLE, "s", "balanced rounding"),
+    "balanced_narrow": Look(PURPLE, "D", "balanced, narrow range"),
     "balanced_bias": Look(PURPLE, "*", "balanced rounding, then bias correction"),
     "learned_ranges": Look(SKY, "v", "learned ranges (LSQ)"),
     "adaround": Look(VERMILLION, "s", "AdaRound (layers)"),
@@ -71,9 +74,11 @@ METHODS: dict[str, Look] = {
     "qdrop": Look(GREEN, "o", "QDrop + ranges"),
     "brecq_all": Look(BLUE, "*", "BRECQ + ranges, scales, biases"),
     "qdrop_all": Look(GREEN, "*", "QDrop + ranges, scales, biases"),
+    "qdrop_all_narrow": Look(GREEN, "D", "QDrop + all, narrow range"),
     "equalized_all": Look(WINE, "X", "equalization, then BRECQ + all"),
     "all_corrected": Look(BLACK, "d", "BRECQ + all, then bias correction"),
     "balanced_all": Look(WINE, "*", "balanced rounding, then BRECQ + all"),
+    "balanced_all_narrow": Look(WINE, "D", "the same, narrow range"),
 
     # Notebooks 11 and 12, pruning and tickets:
     "global": Look(BLUE, "o", "global"),

@@ -38,37 +38,51 @@ from quantlib.subject.layout import cache_folder
 
 @dataclass(frozen=True)
 class Method:
-    """Steps in their order: equalize, round by one of ROUNDINGS, learn by the recipe, correct the biases."""
+    """Steps in their order: equalize, round by one of ROUNDINGS, learn by the recipe, correct the biases.
+
+    narrow, weights: the grid of the weights, without its lowest integer or with it, and who finds its range.
+    """
 
     equalize: bool = False
     recipe: Mapping[str, Any] | None = None
     bias: bool = False
     rounding: str = "nearest"
+    narrow: bool = False
+    weights: str = "mse"
+
+
+ALL = {"ranges": True, "scales": True, "biases": True}
+"""Everything beside the rounding that a recipe may learn."""
 
 
 METHODS: dict[str, Method] = {
     "nearest": Method(),
+    "nearest_narrow": Method(narrow=True),
+    "nearest_minmax": Method(narrow=True, weights="minmax"),
     "equalization": Method(equalize=True),
     "bias_correction": Method(bias=True),
     "balanced": Method(rounding="balanced"),
+    "balanced_narrow": Method(rounding="balanced", narrow=True),
     "balanced_bias": Method(rounding="balanced", bias=True),
     "learned_ranges": Method(recipe={"rounding": False, "ranges": True}),
     "adaround": Method(recipe={"granularity": "layer"}),
     "brecq": Method(recipe={}),
     "brecq_ranges": Method(recipe={"ranges": True}),
     "qdrop": Method(recipe={"drop": 0.5, "ranges": True}),
-    "brecq_all": Method(recipe={"ranges": True, "scales": True, "biases": True}),
-    "qdrop_all": Method(recipe={"drop": 0.5, "ranges": True, "scales": True, "biases": True}),
-    "equalized_all": Method(True, {"ranges": True, "scales": True, "biases": True}),
-    "all_corrected": Method(recipe={"ranges": True, "scales": True, "biases": True}, bias=True),
-    "balanced_all": Method(recipe={"ranges": True, "scales": True, "biases": True}, rounding="balanced"),
+    "brecq_all": Method(recipe=ALL),
+    "qdrop_all": Method(recipe={"drop": 0.5, **ALL}),
+    "qdrop_all_narrow": Method(recipe={"drop": 0.5, **ALL}, narrow=True),
+    "equalized_all": Method(True, ALL),
+    "all_corrected": Method(recipe=ALL, bias=True),
+    "balanced_all": Method(recipe=ALL, rounding="balanced"),
+    "balanced_all_narrow": Method(recipe=ALL, rounding="balanced", narrow=True),
 }
 """Every method of the ladder, single ones first, then stacked. Introduced in notebook 10."""
 
 RESCUE: dict[str, Any] = {
     "rescue": "nearest", "bits_weight": 4, "bits_fc": 4, "bits_activation": 4, "allocation": "uniform",
     "ends": "8", "kind": "mixed", "spread": 1.0, "iterations": 0, "draw": 0,
-    "observer": ACTIVATION_OBSERVER, "narrow": False,
+    "observer": ACTIVATION_OBSERVER,
 }  # fmt: skip
 """Every column of a setting, with what it is when nothing is said.
 
@@ -76,7 +90,7 @@ rescue: one of METHODS; bits_*, ends, kind, draw: as in `quantlib.study.ptq.SETT
 adds in float32 ("mixed") unless said, which is how the published numbers are meant; allocation: "uniform",
 or JSON of {"weight": {layer: bits}, "activation": {tensor: bits}}; spread: how badly the channels are scaled
 on purpose beforehand, 1 for not at all; iterations of a unit, for the methods that learn; observer: of the
-activations, whose ranges every method starts from; narrow: weights without their lowest integer.
+activations, whose ranges every method starts from.
 """
 
 
@@ -197,7 +211,8 @@ class Rescue:
             weight = {name: int(chosen["bits_weight"]) for name in counted(self.network).weights}
             weight[list(weight)[-1]] = chosen["bits_fc"]
             widths = {"weight": weight, "activation": chosen["bits_activation"]}
-        more = (chosen["ends"], self.ratios, chosen["observer"], chosen["narrow"])
+        method = METHODS[chosen["rescue"]]
+        more = (chosen["ends"], self.ratios, chosen["observer"], method.narrow, method.weights)
         return low_bit_qconfig(graph.graph, widths["weight"], widths["activation"], *more)
 
     def _calibration(self, chosen: Setting) -> Images:

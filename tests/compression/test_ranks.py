@@ -11,11 +11,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from quantlib.compression.budget import allocate, share_of, total, uniform
+from quantlib.compression.costs import convolution_macs
 from quantlib.compression.factorized import Plan, factorize, factorized
 from quantlib.compression.ranks import (
     Choice,
     by_energy,
-    convolution_macs,
     convolutions,
     list_choices,
     plans_within,

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from quantlib.compression.channels import FIXED, find_channels
-from quantlib.compression.thinning import choose_filters, filter_scores, macs, remove_channels, thin
+from quantlib.compression.costs import macs
+from quantlib.compression.thinning import choose_filters, filter_scores, remove_channels, thin
 from quantlib.errors import ConfigError, UnsupportedOperatorError
 from quantlib.quantization.graph import BATCH_NORMS, fuse
 from quantlib.subject.models import build

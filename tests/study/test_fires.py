@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from quantlib.compression.thinning import macs
+from quantlib.compression.costs import macs
 from quantlib.errors import ConfigError
 from quantlib.study.fires import VARIANTS, train_variant, trained, variant
 from quantlib.subject import data

@@ -2,8 +2,9 @@
 
 import torch
 
+from quantlib.compression.costs import convolution_macs
 from quantlib.compression.lowrank_file import from_plain
-from quantlib.compression.ranks import convolution_macs, convolutions
+from quantlib.compression.ranks import convolutions
 from quantlib.compression.windows import input_sizes
 from quantlib.study import tune_lowrank
 from quantlib.subject import data

@@ -80,7 +80,7 @@ def ladder(table: pd.DataFrame) -> Figure:
     minutes = table[here & (table["metric"] == "minutes")].set_index("method")["value"]
     rows = drops_of(table[here])
     rows = rows.assign(minutes=rows["method"].map(minutes))
-    rescued = rows[rows["method"] != "nearest"]
+    rescued = rows[~rows["method"].str.startswith("nearest")]
     best, plain = rescued.loc[rescued["value"].idxmin()], rows.set_index("method").loc["nearest", "value"]
     name = plots.look(str(best["method"])).label
     title = f"W{w}A{a}: nearest rounding loses {plain:.1f} points,\n{name} {best['value']:.1f}"
