@@ -37,8 +37,8 @@ test: $(STAMP) ## lint, types, unit and oracle tests, then every notebook; fails
 	if ls notebooks/*.ipynb >/dev/null 2>&1; then \
 	    part "notebooks" $(PY) -m pytest $(NBVAL) notebooks/; fi; \
 	if [ -n "$$failed" ]; then printf '\nFAILED: %s\n' "$${failed#, }"; exit 1; fi; \
-	mkdir -p build; echo $$(($$(date +%s) - began)) > build/test_seconds; \
-	printf '\nAll parts passed in %s s.\n' "$$(cat build/test_seconds)"
+	mkdir -p $(dir $(CLOCK)); echo $$(($$(date +%s) - began)) > $(CLOCK); \
+	printf '\nAll parts passed in %s s.\n' "$$(cat $(CLOCK))"
 
 lint: $(STAMP) ## ruff and mypy only
 	@$(PY) -m ruff check . && $(PY) -m mypy

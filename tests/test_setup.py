@@ -231,7 +231,9 @@ def fake_venv(folder: Path, failing: str) -> Path:
     [("ruff", "lint"), ("mypy", "types"), ("-m pytest", "unit and oracle tests"), ("no such thing", None)],
 )
 def test_make_test_runs_all_parts_and_fails_if_one_does(tmp_path, failing, named):
-    result = make("test", f"VENV={fake_venv(tmp_path, failing)}")
+    clock = tmp_path / "kept" / "seconds"  # not build/test_seconds: that is the last real run's
+    result = make("test", f"VENV={fake_venv(tmp_path, failing)}", f"CLOCK={clock}")
+    assert clock.exists() == (named is None)
     calls = (tmp_path / "log").read_text().splitlines()
     assert calls[:3] == ["-m ruff check .", "-m mypy", "-m pytest"]
     if list((ROOT / "notebooks").glob("*.ipynb")):

@@ -26,9 +26,7 @@ Widths = int | Mapping[str, int]
 """One width for all, or one for each by name."""
 
 
-def weight_scheme(
-    bits: int, ratios: int = 100, narrow: bool = False, observer: str = "mse"
-) -> Scheme | None:
+def weight_scheme(bits: int, ratios: int = 100, narrow: bool = False, observer: str = "mse") -> Scheme | None:
     """Signed weights without a zero point, one scale per channel, of least squared error or by `observer`.
 
     All 2**bits integers are used below 8 bits, unless `narrow`: then the lowest is left out, and both ends

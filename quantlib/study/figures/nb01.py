@@ -64,6 +64,7 @@ def _epochs(log: pd.DataFrame, remark: str = "", least: float | None = None) -> 
     below.plot(log["epoch"], log["loss"], color=GREY, **line)
     if least is not None:
         below.axhline(least, color=GREY, linewidth=1, linestyle="--")
+        below.set_yticks([0.5, 1, 2], ["0.5", "1", "2"])
     below.set_ylabel("loss (nats)")
     below.set_xlabel("epoch")
     for change in log[log["resolution"].diff() > 0].itertuples():
@@ -109,9 +110,9 @@ def reliability(table: pd.DataFrame) -> Figure:
     """Accuracy against the network's own confidence, bin by bin."""
     gap = float((table["n"] * (table["confidence"] - table["value"])).sum() / table["n"].sum())
     word = "too modest" if gap < 0 else "too sure of itself"
-    top = table.loc[table["confidence"].idxmax()]
+    top = table.loc[table["n"].idxmax()]  # the bin of most images
     drawn, ax = plots.canvas(
-        f"The network is {word}: surest at {top['confidence']:.0f} %, it is right in {top['value']:.1f} %",
+        f"The network is {word}: {top['confidence']:.0f} % confident, {top['value']:.1f} % right",
         "confidence (%)", "accuracy (%)", figsize=(6.5, 3.0),
     )  # fmt: skip
     ax.plot([0, 100], [0, 100], color="0.7", linewidth=1, zorder=1)

@@ -49,7 +49,7 @@ def cost_by_layer(placement: pd.DataFrame) -> Figure:
     cost = wide[list(PLACES[1:])].rsub(wide["after_relu"], axis=0).reset_index("kind")
     means = cost.groupby("kind")["before_relu"].mean()
     made, ax = plots.canvas(
-        "The wrong side of the ReLU costs "
+        "Before the ReLU costs "
         + ", ".join(f"{means[k]:.1f} dB after {name}" for k, name in KINDS.items() if k in means),
         "ReLU, in the order of the network", "SQNR lost against after ReLU alone (dB)",
     )  # fmt: skip

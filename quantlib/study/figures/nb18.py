@@ -21,7 +21,7 @@ def ingredients(table: pd.DataFrame) -> Figure:
         _title_of_ingredients(times), "times as fast as the group's first way (log scale)", figsize=(7.2, 5.2)
     )
     for place, colour, marker, shift, column in (
-        ("layer", ORANGE, "o", 0.15, 1.02), ("network", BLUE, "s", -0.15, 1.09),
+        ("layer", ORANGE, "o", 0.15, 1.02), ("network", BLUE, "s", -0.15, 1.12),
     ):  # fmt: skip
         part = times[times["place"] == place]
         rows = zip(part["ingredient"], part["method"], strict=True)
@@ -43,6 +43,7 @@ def ingredients(table: pd.DataFrame) -> Figure:
     ax.set_yticks(range(len(names)), [name.replace("_", " ") for name in said])
     for label, (_, name) in zip(ax.get_yticklabels(), names[::-1], strict=True):
         label.set(color="black" if name else "0.45", fontsize=8.5 if name else 7.5)
+    ax.set_ylim(-0.8, len(names) - 0.4)
     ax.legend(loc="lower right")
     rounds = " or ".join(str(n) for n in sorted(times["n"].unique(), reverse=True))
     plots.caption(made, f"median, lowest and highest of {rounds} round{'s' * (rounds != '1')}")
@@ -55,8 +56,8 @@ def _title_of_ingredients(times: pd.DataFrame) -> str:
     if not bytes_first or not hoisted:
         return "What each ingredient is worth"
     return (
-        f"Multiplying bytes, not differences, makes the network {bytes_first:.1f} times as fast;\n"
-        f"hoisting the correction makes that {hoisted:.1f}"
+        f"Multiplying bytes, not differences: a network {bytes_first:.1f} times as fast;\n"
+        f"with the correction hoisted {hoisted:.1f} times"
     )
 
 
@@ -124,7 +125,7 @@ def images_per_second(speed: pd.DataFrame) -> Figure:
     rival = "openvino" if ("openvino", sizes[-1]) in leads.index else "onnxruntime"
     if (rival, sizes[-1]) in leads.index:
         lead, name = leads.loc[(rival, sizes[-1])], plots.look(rival).label
-        said = f"{lead['value']:.2f} [{lead['low']:.2f}, {lead['high']:.2f}] times {name}'s own int8"
+        said = f"{lead['value']:.2f} [{lead['low']:.2f}, {lead['high']:.2f}] times the speed of {name}"
         plots.set_title(made, f"Batch {sizes[-1]}: our integers run at {said}")
     plots.caption(made, f"median and quartiles of {plots.counted(int(table['n'].iloc[0]), 'round')} in turn")
     return made
