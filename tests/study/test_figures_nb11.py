@@ -90,5 +90,5 @@ def test_tickets_by_start(tmp_path):
     made = nb12.accuracy_by_start(read_back(rows, tmp_path))
     plots.save(made, tmp_path / "tickets.png")
     assert title(made) == (
-        "With 5% of the weights a new start loses 3.0 points, a ticket 2.0,\nrewound 1.0, trained weights 0.5"
+        "With 5% of the weights a new start loses 3.0 points, a ticket 2.0,\nrewound 1.0, retrained 0.5"
     )

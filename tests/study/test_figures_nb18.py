@@ -14,18 +14,28 @@ def title(figure):
     return figure.get_suptitle() or figure.axes[0].get_title(loc="left") or figure.axes[0].get_title()
 
 
-def test_ingredients_name_the_largest_gain_in_the_network():
+def test_ingredients_keep_apart_what_bytes_and_what_hoisting_gain():
     rows = [
-        results.row(method, "speedup", value, value - 0.1, value + 0.1, 3, ingredient=ingredient, place=place)
-        for ingredient, method, place, value in (
-            ("zero point", "hoisted", "layer", 9.0),
-            ("zero point", "hoisted", "network", 3.0),
-            ("layout", "nhwc", "network", 1.2),
+        results.row(method, metric, value, value - 0.1, value + 0.1, 3, ingredient=ingredient, place=place)
+        for ingredient, method, place, metric, value in (
+            ("zero point", "subtracted_first", "network", "milliseconds", 60.0),
+            ("zero point", "corrected_each_call", "network", "speedup", 2.5),
+            ("zero point", "hoisted", "layer", "speedup", 9.0),
+            ("zero point", "hoisted", "network", "speedup", 3.0),
+            ("layout", "nchw", "network", "milliseconds", 20.0),
+            ("layout", "nhwc", "network", "speedup", 1.2),
         )
     ]
-    assert title(nb18.ingredients(pd.DataFrame(rows))) == (
-        "Largest gain in the network: zero point, hoisted, 3.0 times"
+    drawn = nb18.ingredients(pd.DataFrame(rows))
+    assert title(drawn) == (
+        "Multiplying bytes, not differences: a network 2.5 times as fast;\n"
+        "with the correction hoisted 3.0 times"
     )
+    labels = [label.get_text() for label in drawn.axes[0].get_yticklabels()][::-1]
+    assert labels == [
+        "zero point, against subtracted first", "corrected each call", "hoisted",
+        "layout, against nchw", "nhwc",
+    ]  # fmt: skip
 
 
 def test_the_roofline_gives_the_share_of_the_best_int8_layer():
@@ -47,11 +57,13 @@ def test_the_roofline_gives_the_share_of_the_best_int8_layer():
 def test_the_unfused_graph_is_compared_with_fp32():
     times = {"fp32": 100.0, "qdq, nothing fused": 150.0, "qdq, all": 25.0}
     rows = [
-        results.row(name, "milliseconds", value, value, value, 3, batch=8) for name, value in times.items()
+        results.row(name, metric, value / of, 0.9 * value / of, 1.2 * value / of, 3, batch=8)
+        for name, value in times.items()
+        for metric, of in (("milliseconds", 1), ("times_of_fp32", 100))
     ]
     assert (
         title(nb18.unfused(pd.DataFrame(rows)))
-        == "Unfused int8 takes 1.5 times as long as FP32, fused 0.25 times"
+        == "Unfused int8 takes 1.50 times as long as FP32 [1.35, 1.80], fused 0.25"
     )
 
 
@@ -62,5 +74,8 @@ def test_the_race_is_headed_by_our_lead():
     }
     table = pd.DataFrame([row for size in (1, 8) for row in speeds(timings, size) + leads(timings, size)])
     drawn = nb18.images_per_second(table)
-    assert title(drawn) == "Our integers run at 1.25 times the speed of OpenVINO int8 (NNCF) at batch 8"
+    assert (
+        title(drawn)
+        == "Batch 8: our integers run at 1.25 [1.25, 1.25] times the speed of OpenVINO int8 (NNCF)"
+    )
     assert [label.get_text() for label in drawn.axes[0].get_yticklabels()][0] == "integer on OpenVINO"

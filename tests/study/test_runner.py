@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from quantlib.errors import StudyError
-from quantlib.study import jobs, runner
+from quantlib.study import jobs, results, runner
 from quantlib.study.jobs import LIBRARY, Job, parse_parameters, plan
 from quantlib.study.manifest import course
 
@@ -207,3 +207,19 @@ def test_a_kernel_that_dies_is_said_and_the_next_notebook_runs(small_course, not
     said = capsys.readouterr().out
     assert "01 Alpha: FAILED" in said and "the kernel died, most often because memory ran out" in said
     assert "[2/2] 02 Beta: ok" in said and "FAILED: 01" in said
+
+
+def test_the_times_of_a_whole_quick_run_are_recorded_and_no_others(small_course, capsys):
+    clock = small_course / "build" / "test_seconds"
+    clock.parent.mkdir(exist_ok=True)
+    clock.write_text("123\n")
+    loaded = course()
+    for status, profile in (({"01": "ok"}, "quick"), ({"01": "ok", "02": "unchanged"}, "quick"),
+                            ({"01": "ok", "02": "ok"}, "full")):  # fmt: skip
+        runner._record_time(loaded, profile, 60.7, status)
+        assert "The time is not recorded" in capsys.readouterr().out
+    assert not (small_course / "results" / "headline.csv").exists()
+    runner._record_time(loaded, "quick", 60.7, {"01": "ok", "02": "ok"})
+    table = results.load("headline", "full", small_course).set_index("name")
+    assert table["value"].to_dict() == {"study_quick_seconds": 61, "test_seconds": 123}
+    assert table.loc["study_quick_seconds", "n"] == 2  # notebooks
