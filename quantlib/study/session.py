@@ -86,6 +86,10 @@ class Session:
         print(f"{split}: {len(chosen):,} of {len(every):,} images ({every.source} CIFAR-10)")
         return chosen
 
+    def used(self, *several: Images) -> None:
+        """Images that the notebook got elsewhere, from the plan of an experiment, join the provenance."""
+        self._data |= {images.split: images.md5 for images in several if images.md5}
+
     def model(self, name: str = "resnet50", load: Load | None = None) -> torch.nn.Module:
         """The trained model of that name on the session's device, announced in one line.
 

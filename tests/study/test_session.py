@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ import torch
 from quantlib import study
 from quantlib.errors import QuantlibError, StudyError
 from quantlib.study import results
+from quantlib.subject import data
 from quantlib.subject.evaluation import Evaluation, compare
 
 
@@ -94,10 +96,13 @@ def test_provenance_says_where_a_number_comes_from(small_course, measured, monke
     monkeypatch.setattr("quantlib.subject.checkpoints.checkpoint_info", lambda name: {"sha256": "ab" * 32})
     run = study.start("01", seed=3)
     assert len(run.images("test")) == 16 and run.model("resnet50") is network
+    elsewhere = data.load("validation").take(3)
+    run.used(elsewhere, replace(elsewhere, split="train", md5=""))  # what was changed has no md5
     use(run, *measured)
     origin = json.loads((small_course / "build/results/quick/01_things.json").read_text())
     assert origin["profile"] == "quick" and origin["seed"] == 3 and origin["device"] == "cpu"
-    assert origin["checkpoints"] == {"resnet50": "ab" * 32} and len(origin["data"]["test"]) == 32
+    assert origin["checkpoints"] == {"resnet50": "ab" * 32} and len(origin["data"].pop("test")) == 32
+    assert origin["data"] == {"validation": elsewhere.md5}
     assert origin["versions"]["torch"].startswith("2.") and origin["machine"]["threads"] == run.threads
     assert {"cpu", "isa"} <= set(origin["machine"]) and origin["commit"] and origin["date"][:2] == "20"
     assert str(small_course) not in json.dumps(origin)
