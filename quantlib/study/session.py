@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import torch
 
 from quantlib.errors import CheckpointError, StudyError
 from quantlib.study import origin, results, setup
+from quantlib.study.judging import Judging
 from quantlib.study.manifest import course
 from quantlib.subject import checkpoints, data
 from quantlib.subject.command import require_device
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 Load = Callable[[str], torch.nn.Module]
 """From the name of a checkpoint to its network."""
-VERDICTS = ("holds", "holds with limits", "fails")
-"""What can become of a claim."""
 
 
 def start(number: str, profile: str | None = None, seed: int = 0, device: str | None = None) -> "Session":
@@ -40,16 +39,16 @@ def start(number: str, profile: str | None = None, seed: int = 0, device: str | 
     return session
 
 
-class Session:
+class Session(Judging):
     """One run of one notebook; made by `start`."""
 
     def __init__(
         self, number: str, profile: str | None = None, seed: int = 0, device: str | None = None
     ) -> None:
-        self.course = course()
-        self.notebook = self.course.notebook(number)
-        self.number = self.notebook.number
-        self.profile = profile or os.environ.get("QUANTLIB_PROFILE") or "quick"
+        loaded = course()
+        self.notebook = loaded.notebook(number)
+        chosen = profile or os.environ.get("QUANTLIB_PROFILE") or "quick"
+        super().__init__(loaded, self.notebook.number, chosen)
         self.settings = self.course.profile(self.profile, self.notebook)
         self.seed = seed
         self.device = require_device(device or os.environ.get("QUANTLIB_DEVICE") or "cpu")
@@ -59,8 +58,6 @@ class Session:
         self._began = time.monotonic()
         self._checkpoints: dict[str, str] = {}
         self._data: dict[str, str] = {}
-        self._scores: dict[str, dict[str, Any]] = {}
-        self._claims: dict[str, dict[str, Any]] = {}
         self._tables: dict[str, pd.DataFrame] = {}
 
     def headline_sentence(self) -> str:
@@ -231,41 +228,6 @@ class Session:
         kept = results.load_predictions(f"{notebook or self.number}_{name}", "full", self.course.root)
         return Evaluation.of(*kept)
 
-    # What is judged --------------------------------------------------------------------------------------
-
-    def score(self, name: str, predicted: float, measured: float, within: float, unit: str = "") -> bool:
-        """Print and record a prediction beside its measurement; a wrong one stays and stops nothing."""
-        right = bool(abs(predicted - measured) <= within)
-        print(
-            f"predicted {predicted:.4g}{_unit(unit)} | measured {measured:.4g}{_unit(unit)} | within: {right}"
-        )
-        self._scores[name] = {
-            "name": name, "predicted": float(predicted), "measured": float(measured),
-            "tolerance": float(within), "within": right, "unit": unit,
-        }  # fmt: skip
-        self._write("scores", self._scores)
-        return right
-
-    def check(self, sentence: str, truth: object) -> None:
-        """Print "checked: ..." when it is true; AssertionError otherwise, which stops the run."""
-        if not bool(truth):
-            raise AssertionError(f"not so: {sentence}")
-        print(f"checked: {sentence}")
-
-    def claim(self, identity: str, verdict: str, evidence: str) -> None:
-        """Record what became of one of the field's claims; `verdict` is one of VERDICTS."""
-        claim = self.course.claim(identity)
-        if claim.notebook != self.number:
-            raise StudyError(
-                f"Claim {identity!r} is settled in notebook {claim.notebook}, not in {self.number}."
-            )
-        if verdict not in VERDICTS:
-            raise StudyError(f"There is no verdict {verdict!r}; choose one of {', '.join(VERDICTS)}.")
-        entry = {"id": identity, "text": claim.text, "verdict": verdict, "evidence": evidence}
-        self._claims[identity] = entry
-        self._write("claims", self._claims)
-        print(f'"{claim.text}" {verdict}: {evidence}')
-
     # What is shown ---------------------------------------------------------------------------------------
 
     def figure(self, name: str) -> "Figure":
@@ -273,14 +235,6 @@ class Session:
         from quantlib.study import figures
 
         return figures.draw(name, live=self._tables, root=self.course.root)
-
-    def _write(self, kind: str, entries: Mapping[str, Mapping[str, Any]]) -> None:
-        path = results.folder(self.profile, self.course.root) / f"{kind}_{self.number}.csv"
-        results.write_table(path, pd.DataFrame(list(entries.values())))
-
-
-def _unit(unit: str) -> str:
-    return f" {unit}" if unit else ""
 
 
 __all__: Sequence[str] = ["Session", "start"]

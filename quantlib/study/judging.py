@@ -1,0 +1,65 @@
+"""How a notebook judges: predictions against measurements, checks that stop a run, verdicts on claims."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from quantlib.errors import StudyError
+from quantlib.study import results
+from quantlib.study.manifest import Course
+
+VERDICTS = ("holds", "holds with limits", "fails")
+"""What can become of a claim."""
+
+
+class Judging:
+    """The part of a session that judges; what it decides goes into scores_NN.csv and claims_NN.csv."""
+
+    def __init__(self, course: Course, number: str, profile: str) -> None:
+        self.course, self.number, self.profile = course, number, profile
+        self._scores: dict[str, dict[str, Any]] = {}
+        self._claims: dict[str, dict[str, Any]] = {}
+
+    def score(self, name: str, predicted: float, measured: float, within: float, unit: str = "") -> bool:
+        """Print and record a prediction beside its measurement; a wrong one stays and stops nothing."""
+        right = bool(abs(predicted - measured) <= within)
+        print(
+            f"predicted {predicted:.4g}{_unit(unit)} | measured {measured:.4g}{_unit(unit)} | within: {right}"
+        )
+        self._scores[name] = {
+            "name": name, "predicted": float(predicted), "measured": float(measured),
+            "tolerance": float(within), "within": right, "unit": unit,
+        }  # fmt: skip
+        self._write("scores", self._scores)
+        return right
+
+    def check(self, sentence: str, truth: object) -> None:
+        """Print "checked: ..." when it is true; AssertionError otherwise, which stops the run."""
+        if not bool(truth):
+            raise AssertionError(f"not so: {sentence}")
+        print(f"checked: {sentence}")
+
+    def claim(self, identity: str, verdict: str, evidence: str) -> None:
+        """Record what became of one of the field's claims; `verdict` is one of VERDICTS."""
+        claim = self.course.claim(identity)
+        if claim.notebook != self.number:
+            raise StudyError(
+                f"Claim {identity!r} is settled in notebook {claim.notebook}, not in {self.number}."
+            )
+        if verdict not in VERDICTS:
+            raise StudyError(f"There is no verdict {verdict!r}; choose one of {', '.join(VERDICTS)}.")
+        entry = {"id": identity, "text": claim.text, "verdict": verdict, "evidence": evidence}
+        self._claims[identity] = entry
+        self._write("claims", self._claims)
+        print(f'"{claim.text}" {verdict}: {evidence}')
+
+    def _write(self, kind: str, entries: Mapping[str, Mapping[str, Any]]) -> None:
+        path = results.folder(self.profile, self.course.root) / f"{kind}_{self.number}.csv"
+        results.write_table(path, pd.DataFrame(list(entries.values())))
+
+
+def _unit(unit: str) -> str:
+    return f" {unit}" if unit else ""
