@@ -118,7 +118,8 @@ def build(loaded: Course, output: Path) -> Path:
     """Make the site; the path of its first page. Raises StudyError when Sphinx is missing or complains."""
     if not (loaded.root / "docs" / "conf.py").is_file():
         raise StudyError("The site's sources, docs/, are not here; run from a clone of the repository.")
-    sources = gather(loaded, output.parent / "site-sources")
+    # In build/ wherever the pages go: this folder is emptied.
+    sources = gather(loaded, loaded.root / "build" / "site-sources")
     command = [sys.executable, "-m", "sphinx", "-q", "--fail-on-warning", "--keep-going", "-b", "html"]
     done = subprocess.run([*command, str(sources), str(output)], cwd=loaded.root, check=False)
     if done.returncode:
