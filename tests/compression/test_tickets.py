@@ -16,6 +16,7 @@ from quantlib.subject.evaluation import Evaluation, compare, compare_seeds
 from quantlib.subject.recipe import Recipe
 from quantlib.subject.training import Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # as in the runs side by side: last bits depend on it
 RECIPE = Recipe(
     name="tiny", model="resnet20", stages=((2, 8),), batch_size=32, learning_rate=0.05, cutout=0, crop=1
 )
@@ -28,15 +29,6 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def equal(a, b, where=None) -> bool:
     return all(torch.equal(a[k][where[k]] if where else a[k], b[k][where[k]] if where else b[k]) for k in a)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As in the processes that run side by side; the last bits depend on it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,10 @@
 """Titles that state a finding, on made-up tables: a flipped sign or a swapped column would say otherwise."""
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
 from quantlib.study import results
 from quantlib.study.figures import nb02, nb04, nb05, nb06, nb15
-
-
-def title(made):
-    plt.close(made)
-    return made.get_suptitle() or made.axes[0].get_title(loc="left") or made.axes[0].get_title()
+from tests.study.titles import title
 
 
 def rows(entries, metric="drop", **columns):

@@ -1,12 +1,12 @@
 """The figures of notebook 09 on made-up tables of full size, and what their titles read from them."""
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
 from quantlib.study import results
 from quantlib.study.figures import nb09
 from quantlib.study.ptq import SETTING, setting
+from tests.study.titles import title
 
 WIDTHS = (8, 6, 4, 2)
 
@@ -43,11 +43,6 @@ def sweep(tmp_path):
         ]
     results.write_table(tmp_path / "sweep.csv", pd.DataFrame(rows))
     return pd.read_csv(tmp_path / "sweep.csv")
-
-
-def title(figure):
-    plt.close(figure)
-    return figure.get_suptitle() or figure.axes[0].get_title(loc="left")
 
 
 def test_part_takes_what_it_is_told(sweep):

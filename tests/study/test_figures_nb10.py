@@ -7,11 +7,7 @@ import pytest
 from quantlib.study import plots, results
 from quantlib.study.figures import nb10
 from quantlib.study.rescue import METHODS, TARGETS, columns_of, rescue_setting
-
-
-def title(figure):
-    plt.close(figure)
-    return figure.get_suptitle() or figure.axes[0].get_title(loc="left") or figure.axes[0].get_title()
+from tests.study.titles import title
 
 
 def rows(method, values, **columns):

@@ -1,11 +1,11 @@
 """The figures of notebooks 11 and 12 on made-up tables of full size, and what their titles read from them."""
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
 from quantlib.study import plots, results
 from quantlib.study.figures import nb11, nb12
+from tests.study.titles import title
 
 SPARSITIES = (0.2, 0.5, 0.8, 0.9, 0.95)
 EDGE = {"random": 0.1, "layer": 0.5, "global": 0.8, "recalibrated": 0.9, "retrained": 0.95}
@@ -19,11 +19,6 @@ def read_back(rows, tmp_path):
     """Through a CSV, as a recorded result comes."""
     results.write_table(tmp_path / "table.csv", pd.DataFrame(rows))
     return pd.read_csv(tmp_path / "table.csv")
-
-
-def title(figure):
-    plt.close(figure)
-    return figure.get_suptitle() or figure.axes[0].get_title(loc="left")
 
 
 @pytest.fixture

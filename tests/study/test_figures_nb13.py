@@ -1,15 +1,10 @@
 """The figures of notebooks 13 and 14 on made-up tables of full size, and what their titles read from them."""
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
 from quantlib.study import results
 from quantlib.study.figures import nb13, nb14
-
-
-def title(figure):
-    plt.close(figure)
-    return figure.get_suptitle() or figure.axes[0].get_title(loc="left")
+from tests.study.titles import title
 
 
 def dropped(method, value, **columns):

@@ -1,16 +1,11 @@
 """The figures of notebook 16 on made-up tables, and what their titles read from them."""
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
 from quantlib.study import results
 from quantlib.study.figures import nb16
 from quantlib.study.fires import VARIANTS
-
-
-def title(figure):
-    plt.close(figure)
-    return figure.get_suptitle() or figure.axes[0].get_title(loc="left")
+from tests.study.titles import title
 
 
 def test_titles_say_what_the_tables_say():

@@ -1,15 +1,10 @@
 """The figures of notebook 17 on made-up tables, and what their titles read from them."""
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
 from quantlib.study import results
 from quantlib.study.figures import nb17
-
-
-def title(figure):
-    plt.close(figure)
-    return figure.axes[0].get_title(loc="left") or figure.axes[0].get_title()
+from tests.study.titles import title
 
 
 def test_titles_say_what_the_tables_say():

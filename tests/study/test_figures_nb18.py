@@ -1,17 +1,12 @@
 """The figures of notebook 18 on made-up tables: what they draw, and what their titles read from them."""
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
 from quantlib.study import results
 from quantlib.study.bench import leads, speeds
 from quantlib.study.figures import nb18
 from quantlib.subject.benchmark import Timing
-
-
-def title(figure):
-    plt.close(figure)
-    return figure.get_suptitle() or figure.axes[0].get_title(loc="left") or figure.axes[0].get_title()
+from tests.study.titles import title
 
 
 def test_ingredients_keep_apart_what_bytes_and_what_hoisting_gain():
