@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from quantlib.compression.blockwise import Lesson, teach_blocks
 from quantlib.compression.distillation import Taught
 from quantlib.compression.pruning import (
     Masks,
@@ -21,9 +23,11 @@ from quantlib.compression.pruning import (
     sparsity_of,
 )
 from quantlib.errors import ConfigError
-from quantlib.subject import training
+from quantlib.subject import data, training
 from quantlib.subject.checkpoints import checkpoint_info, load_checkpoint
-from quantlib.subject.data import Images
+from quantlib.subject.command import check_start
+from quantlib.subject.data import Images, batches
+from quantlib.subject.files import replace_atomically
 from quantlib.subject.hooks import Hooks
 from quantlib.subject.models import build
 from quantlib.subject.publish import publish
@@ -38,7 +42,8 @@ class Pruning:
 
     kind, final, initial, rounds, until: see Schedule; scope: see magnitude_masks; every: steps between two
     looks at a gradual schedule; teacher: the checkpoint that is half of the loss, "" for labels alone.
-    Introduced in notebook 11.
+    repair: steps that each block learns from the teacher's (or the start's) block before the training
+    begins, 0 for none, on `repair_images` training images; for kind "one_shot". Introduced in notebook 11.
     """
 
     final: float
@@ -49,8 +54,14 @@ class Pruning:
     scope: str = "global"
     every: int = 50
     teacher: str = ""
+    repair: int = 0
+    repair_images: int = 2048
 
     def __post_init__(self) -> None:
+        if self.repair and self.kind != "one_shot":
+            raise ConfigError(
+                'repair is for kind = "one_shot": later cuts would undo what the blocks learned.'
+            )
         if self.every < 1:
             raise ConfigError(f"every is the number of steps between two cuts, 1 or more; not {self.every}.")
 
@@ -195,11 +206,40 @@ def published(
     return publish(recipe, folder, root, about=about, notebook=notebook)
 
 
+def repaired(recipe: Recipe, pruning: Pruning, options: argparse.Namespace) -> nn.Module:
+    """The start, cut at once, after its blocks have learned; found again in the folder, as start.pt.
+
+    Introduced in notebook 11.
+    """
+    path = (options.folder or recipe.folder) / "start.pt"
+    made = {"start": recipe.start, "sha256": checkpoint_info(recipe.start)["sha256"], **asdict(pruning)}
+    network = load_checkpoint(recipe.start)
+    if path.exists():
+        kept = torch.load(path, weights_only=True)
+        check_start(path, kept["made"], made)
+        network.load_state_dict(kept["state"])
+        return network
+    every = data.load("calibration", source="full", root=options.data).sample(
+        pruning.repair_images, recipe.seed
+    )
+    images = torch.cat([x for x, _ in batches(every)]).to(options.device)
+    teacher = load_checkpoint(pruning.teacher or recipe.start).to(options.device)
+    masks = magnitude_masks(network, pruning.final, pruning.scope)
+    lesson = Lesson(pruning.repair, seed=recipe.seed)
+    for each in teach_blocks(network.to(options.device), teacher, images, lesson, masks):
+        print(f"{each.piece}: relative error {each.error_before:.4f} -> {each.error_after:.4f}", flush=True)
+    with replace_atomically(path) as aside:
+        torch.save({"made": made, "state": network.cpu().state_dict()}, aside)
+    return network
+
+
 def run(options: argparse.Namespace) -> None:
     """Retrain one recipe to its end and publish the pruned checkpoint."""
     recipe, pruning = load_pruning_recipe(options.recipe)
     hooks = MaskedRetraining(pruning)
-    trainer = training.trainer_of(options, recipe, hooks)
+    torch.set_num_threads(options.threads)
+    network = repaired(recipe, pruning, options) if pruning.repair else None
+    trainer = training.trainer_of(options, recipe, hooks, network)
     if pruning.teacher:  # on this process's own device, which the trainer knows
         hooks.goal = Taught(load_checkpoint(pruning.teacher).to(trainer.device))
     hooks.begin(trainer)

@@ -85,6 +85,7 @@ METHODS: dict[str, Look] = {
     "layer": Look(SKY, "v", "per layer"),
     "random": Look(VERMILLION, "s", "random"),
     "recalibrated": Look(PURPLE, "^", "new BN statistics"),
+    "blocks": Look(ORANGE, "*", "blocks learned"),
     "retrained": Look(GREEN, "P", "retrained"),
     "one_shot": Look(ORANGE, "D", "one shot"),
     "iterative": Look(PURPLE, "^", "iterative"),

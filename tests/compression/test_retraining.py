@@ -162,3 +162,42 @@ def test_the_command_retrains_and_publishes(tmp_path: Path, monkeypatch) -> None
     assert "hours on GPU of ours" in card.read_text() and "torch 9.9, Python 9.9.9" in card.read_text()
     origin = json.loads(log.read_text())
     assert origin["device"] == "cuda: GPU of ours" and origin["versions"] == {"torch": "9.9"}
+
+
+def test_blocks_learn_before_the_retraining_and_only_once(tmp_path: Path, monkeypatch) -> None:
+    """The repaired network is what the training starts from, already as sparse as asked, and is kept."""
+    monkeypatch.setattr(data, "load", lambda split, source, root: IMAGES)
+    path, taught = tmp_path / "tiny80.toml", []
+    path.write_text(
+        'model = "resnet20"\nstart = "resnet20"\nbatch_size = 32\nstages = [[1, 12]]\n'
+        '[pruning]\nfinal = 0.8\nkind = "one_shot"\nrepair = 2\nrepair_images = 64\n'
+    )
+    teach = retraining.teach_blocks
+
+    def counted(*arguments):
+        taught.append(len(arguments[2]))
+        return teach(*arguments)
+
+    monkeypatch.setattr(retraining, "teach_blocks", counted)
+    command = ["--recipe", str(path), "--folder", str(tmp_path / "run"), "--device", "cpu",
+               "--threads", "1", "--no-compile", "--no-publish"]  # fmt: skip
+    seen: list[torch.Tensor] = []
+    begin = MaskedRetraining.begin
+    monkeypatch.setattr(
+        MaskedRetraining, "begin", lambda self, t: (begin(self, t), seen.append(flat(t.model)))
+    )
+    assert training.main(command, run=retraining.run) == 0
+    kept = torch.load(tmp_path / "run/start.pt", weights_only=True)
+    start = build("resnet20")
+    start.load_state_dict(kept["state"])
+    assert torch.equal(seen[0], flat(start))
+    assert sparsity_of(masks_of(start)) == pytest.approx(0.8, abs=1e-4)
+    assert training.main(command, run=retraining.run) == 0 and taught == [64]
+
+    path.write_text(path.read_text().replace("repair = 2", "repair = 3"))
+    assert training.main(command, run=retraining.run) == 1 and taught == [64]
+
+
+def test_repair_needs_a_cut_at_once() -> None:
+    with pytest.raises(ConfigError, match="one_shot"):
+        Pruning(final=0.5, repair=10)

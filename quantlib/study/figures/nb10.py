@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from quantlib.study import plots
@@ -87,6 +88,21 @@ def ladder(table: pd.DataFrame) -> Figure:
     return points(rows, title, "points lost against FP32", "; adds in FP32, ends at 8 bits")
 
 
+def fallen(ax: Axes, before: pd.Series, after: pd.Series, labels: tuple[str, str]) -> None:
+    """A point for what was and one for what is, for each name in the index, on a logarithmic scale."""
+    places, last = np.arange(len(before)), len(before) - 1
+    ax.vlines(places, after, before, color=GREY, linewidth=1)
+    for values, text, colour in zip((before, after), labels, (GREY, BLUE), strict=True):
+        ax.plot(places, values, "o", color=colour, linestyle="none")
+        ax.annotate(
+            text, (last, values.iloc[-1]), xytext=(8, 0), textcoords="offset points", color=colour,
+            va="center", fontsize=8.5, fontweight="bold",
+        )  # fmt: skip
+    ax.set_yscale("log")
+    ax.set_xlim(-0.5, last + 0.5 + 0.18 * len(before))
+    ax.set_xticks(places, list(before.index), rotation=60, ha="right", fontsize=7.5)
+
+
 @figure("10_units", "10_units")
 def error_of_units(table: pd.DataFrame) -> Figure:
     """Relative error of each unit, before and after it was learned, where there was most to learn."""
@@ -98,19 +114,7 @@ def error_of_units(table: pd.DataFrame) -> Figure:
         f"{_said(rows['target'].iloc[0])}: errors of blocks fall {better:.2f}-fold (geometric mean)", "",
         "squared error / squared output",
     )  # fmt: skip
-    places = np.arange(len(wide))
-    ax.vlines(places, wide["error_after"], wide["error_before"], color=GREY, linewidth=1)
-    ax.plot(places, wide["error_before"], "o", color=GREY, linestyle="none")
-    ax.plot(places, wide["error_after"], "o", color=BLUE, linestyle="none")
-    last = len(wide) - 1
-    for name, text, colour in (("error_before", "nearest", GREY), ("error_after", "learned", BLUE)):
-        ax.annotate(
-            text, (last, wide[name].iloc[-1]), xytext=(8, 0), textcoords="offset points", color=colour,
-            va="center", fontsize=8.5, fontweight="bold",
-        )  # fmt: skip
-    ax.set_yscale("log")
-    ax.set_xlim(-0.5, last + 0.5 + 0.18 * len(wide))
-    ax.set_xticks(places, list(wide.index), rotation=60, ha="right", fontsize=7.5)
+    fallen(ax, wide["error_before"], wide["error_after"], ("nearest", "learned"))
     plots.caption(made, "on the calibration images, which the units were learned on")
     return made
 

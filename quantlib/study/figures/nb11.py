@@ -4,6 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from quantlib.study import plots
+from quantlib.study.figures.nb10 import fallen
 from quantlib.study.figures.registry import figure
 
 GIVEN_UP = 1.0
@@ -24,6 +25,7 @@ def accuracy_over_sparsity(curve: pd.DataFrame) -> Figure:
     made, ax = plots.canvas(
         f"At most {GIVEN_UP:g} point lost: {harmless(rows, 'global'):.0%} of the weights without repair,\n"
         f"{harmless(rows, 'recalibrated'):.0%} with new batch-norm statistics, "
+        f"{harmless(rows, 'blocks'):.0%} after blocks have learned, "
         f"{harmless(rows, 'retrained'):.0%} after retraining",
         "weights dropped (%)", "points lost against FP32",
     )  # fmt: skip
@@ -43,8 +45,23 @@ def accuracy_over_sparsity(curve: pd.DataFrame) -> Figure:
     ax.invert_yaxis()
     plots.label_lines(ax, ends)
     few, many = int(rows["n"].min()), int(rows["n"].max())
-    images = f"{many:,}" if few == many else f"{few:,} ({many:,} retrained)"
+    images = f"{many:,}" if few == many else f"{few:,} ({many:,} blocks, retrained)"
     plots.caption(made, f"n = {images} test images, paired 95 % intervals; scale linear up to 2")
+    return made
+
+
+@figure("11_blocks", "11_blocks")
+def error_of_blocks(blocks: pd.DataFrame) -> Figure:
+    """Relative error of each block, cut and then learned, at the highest sparsity."""
+    rows = blocks[blocks["sparsity"] == blocks["sparsity"].max()]
+    wide = rows.pivot(index="block", columns="metric", values="value").loc[list(dict.fromkeys(rows["block"]))]
+    less = float((wide["error_before"] / wide["error_after"]).median())
+    made, ax = plots.canvas(
+        f"{rows['sparsity'].iloc[0]:.0%} of the weights dropped: learning divides the error of a block\n"
+        f"by {less:.1f} (median)", "", "squared error / squared output",
+    )  # fmt: skip
+    fallen(ax, wide["error_before"], wide["error_after"], ("cut", "learned"))
+    plots.caption(made, "on the images that the blocks learned from; each is named after its first layer")
     return made
 
 

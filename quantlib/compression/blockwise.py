@@ -1,0 +1,169 @@
+"""Block by block: each piece of a network that was cut learns to do what that piece of the whole one does."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from quantlib.compression.pieces import pieces
+from quantlib.compression.pruning import Masks, apply_masks, recalibrate
+from quantlib.errors import ConfigError, NonFiniteError
+from quantlib.progress import progress
+from quantlib.subject.benchmark import bfloat16_is_fast
+
+CHUNK = 64
+"""Images that go through a piece together when nothing is trained."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How long a piece learns, and how fast: Adam on `batch_size` images at a time.
+
+    rate: by which share of its usual size (the root mean square of its tensor, without zeros) a weight may
+    move in the first step; it falls to 0 with a cosine. One rate for all would be noise for layers with
+    many inputs, whose weights are small, and too little for the others.
+    """
+
+    iterations: int = 300
+    batch_size: int = 64
+    rate: float = 0.03
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1 or self.batch_size < 2 or self.rate <= 0:
+            raise ConfigError(
+                "A lesson needs at least one iteration, two images in a batch and a rate above 0."
+            )
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a piece has learned: sum |own - whole|^2 / sum |whole|^2 over the images, before and after."""
+
+    piece: str
+    error_before: float
+    error_after: float
+    seconds: float
+
+
+def teach_blocks(
+    student: nn.Module, teacher: nn.Module, images: Tensor, lesson: Lesson | None = None,
+    masks: Masks | None = None,
+) -> list[Learned]:  # fmt: skip
+    """Each piece of `student` learns, in place and in order, what `teacher`'s piece makes; a report a piece.
+
+        minimize over weights and norms of the piece    mean |piece(x) - whole piece(x')|^2
+        x: what the student's learned pieces before it make of the images; x': what the teacher's make
+
+    So a piece also repairs the errors of those before it. It is a short problem of few layers with a target
+    for every pixel of every channel, which is why some hundred steps go far. No label is used; what enters
+    and leaves a piece is kept in half precision. images: (n, 3, side, side), float32, normalized, on the
+    device of both networks; masks: weights that stay zero. Statistics of batch norms are measured anew at
+    the end of each piece. Raises ConfigError without images, or for networks that do not fall into the same
+    pieces, NonFiniteError where an output is not finite. Sources: Li et al. 2021 (BRECQ), which does it for
+    rounding; Frantar and Alistarh 2022, for pruned layers. Introduced in notebook 11.
+    """
+    lesson = lesson or Lesson()
+    if not len(images):
+        raise ConfigError("teach_blocks needs images to teach with; it got none.")
+    whole = pieces(teacher.eval())
+    own = pieces(student.eval(), like=list(whole))
+    apply_masks(student, masks or {})
+    kept = _masks_by_weight(student, masks or {})
+    low = exact = images
+    found = []
+    for place, name in enumerate(progress(own, "blocks", len(own), "block")):
+        began = time.perf_counter()
+        wanted = _through(whole[name], exact, name)
+        before = _error(own[name], low, wanted)
+        _learn(own[name], low, wanted, kept, lesson, np.random.default_rng([lesson.seed, place]))
+        _measure_norms(own[name], low)
+        after = _error(own[name], low, wanted)
+        found.append(Learned(name, before, after, time.perf_counter() - began))
+        low, exact = _through(own[name], low, name), wanted
+    apply_masks(student, masks or {})
+    return found
+
+
+def _masks_by_weight(student: nn.Module, masks: Masks) -> dict[Tensor, Tensor]:
+    weights = dict(student.named_parameters())
+    return {weights[name]: mask.to(weights[name].device) for name, mask in masks.items()}
+
+
+def _learn(
+    piece: nn.Module, low: Tensor, wanted: Tensor, masks: dict[Tensor, Tensor], lesson: Lesson,
+    rng: np.random.Generator,
+) -> None:  # fmt: skip
+    """The steps of one piece; dropped weights get no gradient, so Adam leaves them at zero."""
+    own, kind = list(piece.parameters()), low.device.type
+    groups = [{"params": [weight], "lr": lesson.rate * _usual_size(weight)} for weight in own]
+    optimizer = torch.optim.Adam(groups, fused=True)
+    falling = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: (1 + math.cos(math.pi * step / lesson.iterations)) / 2
+    )
+    power = wanted.float().square().mean().clamp(min=1e-12)
+    piece.train()
+    for _ in range(lesson.iterations):
+        chosen = torch.from_numpy(np.sort(rng.permutation(len(low))[: lesson.batch_size])).to(low.device)
+        with torch.autocast(kind, torch.bfloat16, enabled=bfloat16_is_fast(kind)):
+            y = piece(_loaded(low, chosen))
+        loss = (y.float() - _loaded(wanted, chosen)).square().mean() / power
+        optimizer.zero_grad()
+        loss.backward()
+        for weight in own:
+            if weight in masks and weight.grad is not None:
+                weight.grad.masked_fill_(~masks[weight], 0.0)
+        optimizer.step()
+        falling.step()
+    piece.eval()
+
+
+def _usual_size(weight: Tensor) -> float:
+    """Root mean square of what is not zero; 0.1 where all is."""
+    left = weight.detach()[weight.detach() != 0]
+    return float(left.square().mean().sqrt()) if len(left) else 0.1
+
+
+def _measure_norms(piece: nn.Module, low: Tensor) -> None:
+    """The statistics of a piece's batch norms, anew, from what enters it."""
+    recalibrate(piece, ((x, x) for x in _parts(low)))
+
+
+def _parts(stored: Tensor) -> Iterator[Tensor]:
+    for start in range(0, len(stored), CHUNK):
+        yield _loaded(stored, slice(start, start + CHUNK))
+
+
+def _loaded(stored: Tensor, chosen: Tensor | slice) -> Tensor:
+    """Some images of a stored tensor, in float32, channels last."""
+    x = stored[chosen].float()
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+@torch.no_grad()
+def _through(piece: nn.Module, x: Tensor, name: str) -> Tensor:
+    """What a piece makes of all images, in half precision where that can hold it."""
+    return torch.cat([_kept(piece(part), name) for part in _parts(x)])
+
+
+def _kept(y: Tensor, name: str) -> Tensor:
+    largest = float(y.abs().max())
+    if not math.isfinite(largest):
+        raise NonFiniteError(f"The output of {name} is not finite; look for NaN in weights or images.")
+    return y.half() if largest < 6e4 else y
+
+
+@torch.no_grad()
+def _error(piece: nn.Module, low: Tensor, wanted: Tensor) -> float:
+    """sum |output - wanted|^2 / sum |wanted|^2 over all images."""
+    noise = signal = 0.0
+    for x, target in zip(_parts(low), wanted.split(CHUNK), strict=True):
+        noise += float((piece(x) - target).square().sum())
+        signal += float(target.float().square().sum())
+    return noise / signal if signal else noise
