@@ -17,8 +17,9 @@ from quantlib.quantization.graph import BATCH_NORMS
 Masks = dict[str, Tensor]
 """A bool tensor for each pruned parameter, by its name ("layer1.0.conv1.weight"): True stays."""
 
-SCOPES = ("global", "layer")
-"""Where the share of dropped weights is kept: in the whole network, or in each layer."""
+SCOPES = ("global", "layer", "lamp")
+"""Where the share of dropped weights is kept: in the whole network, in each layer, or in the whole network
+with layers made comparable."""
 KINDS = ("one_shot", "iterative", "gradual")
 """The ways to become sparse, see Schedule."""
 
@@ -41,9 +42,12 @@ def magnitude_masks(
     """Masks that drop the weights of least magnitude, round(sparsity * n) of n.
 
     scope "global": n is the whole network, and one threshold serves all layers; "layer": every layer loses
-    the same share. `within`: masks of an earlier round, whose dropped weights stay dropped and count.
-    Equal to torch.nn.utils.prune but for ties, of which the first ones go. Raises ConfigError for a sparsity
-    outside [0, 1) or an unknown scope. Source: Han et al. 2015. Introduced in notebook 11.
+    the same share; "lamp": as "global", but each square counts as a share of the squares that are left in
+    its layer when it is the next to go, w^2 / sum of v^2 over |v| >= |w|, so that the scale of a layer does
+    not matter and none is emptied. `within`: masks of an earlier round, whose dropped weights stay dropped
+    and count. Equal to torch.nn.utils.prune (but for "lamp") up to ties, of which the first ones go. Raises
+    ConfigError for a sparsity outside [0, 1) or an unknown scope. Sources: Han et al. 2015; Lee et al. 2021
+    (LAMP). Introduced in notebook 11.
 
     >>> layer = nn.Linear(4, 1)
     >>> layer.weight.data = torch.tensor([[0.5, -0.1, 0.3, -0.9]])
@@ -53,7 +57,18 @@ def magnitude_masks(
     scores = {name: weight.detach().abs() for name, weight in prunable(model).items()}
     for name, mask in (within or {}).items():
         scores[name] = scores[name].masked_fill(~mask.to(scores[name].device), -1.0)
+    if scope == "lamp":
+        scores = {name: _share_of_the_rest(score) for name, score in scores.items()}
     return _keep_highest(scores, sparsity, scope)
+
+
+def _share_of_the_rest(magnitude: Tensor) -> Tensor:
+    """LAMP's score of each weight of a layer; what is marked by -1 stays so and does not count."""
+    ordered, place = magnitude.flatten().double().sort(stable=True)
+    squares = ordered.clamp(min=0).square()
+    rest = squares.flip(0).cumsum(0).flip(0)
+    share = torch.where(ordered < 0, -1.0, squares / rest.clamp(min=1e-300))
+    return torch.empty_like(share).scatter_(0, place, share).view(magnitude.shape)
 
 
 def random_masks(model: nn.Module, sparsity: float, scope: str = "global", seed: int = 0) -> Masks:

@@ -74,7 +74,37 @@ def test_masks_of_resnet20_are_those_of_torch() -> None:
         assert same(magnitude_masks(model, amount), oracle(plain, amount, "global"))
 
 
-@pytest.mark.parametrize("scope", ["global", "layer"])
+def lamp_by_definition(model: nn.Module, sparsity: float) -> dict[str, torch.Tensor]:
+    """The score of each weight by the formula of the paper, one by one, in exact order."""
+    scores = []
+    for name, weight in prunable(model).items():
+        squares = [value * value for value in weight.detach().double().flatten().tolist()]
+        for place, square in enumerate(squares):
+            scores.append((square / sum(other for other in squares if other >= square), name, place))
+    masks = {name: torch.ones(weight.numel(), dtype=torch.bool) for name, weight in prunable(model).items()}
+    for _, name, place in sorted(scores)[: round(sparsity * len(scores))]:
+        masks[name][place] = False
+    return {name: mask.view(prunable(model)[name].shape) for name, mask in masks.items()}
+
+
+@settings(deadline=None, max_examples=15)
+@given(sparsity=st.floats(0.05, 0.95), seed=st.integers(0, 99))
+def test_lamp_is_the_papers_formula(sparsity: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(6, 5))
+    assert same(magnitude_masks(model, sparsity, "lamp"), lamp_by_definition(model, sparsity))
+
+
+def test_lamp_does_not_mind_the_scale_of_a_layer_and_empties_none() -> None:
+    model = nn.Sequential(nn.Linear(50, 50), nn.Linear(50, 5))
+    before = magnitude_masks(model, 0.99, "lamp")
+    model[0].weight.data *= 64
+    assert same(magnitude_masks(model, 0.99, "lamp"), before)
+    assert all(bool(mask.any()) for mask in before.values())
+    assert not magnitude_masks(model, 0.99, "global")["1.weight"].any()
+
+
+@pytest.mark.parametrize("scope", ["global", "layer", "lamp"])
 def test_a_second_round_keeps_what_the_first_dropped(scope: str) -> None:
     model = Tiny()
     first = magnitude_masks(model, 0.5, scope)
