@@ -111,7 +111,7 @@ def test_recipes_are_complete_and_mistakes_are_named(tmp_path: Path) -> None:
     for name, final in (("resnet50_pruned90", 0.9), ("resnet50_pruned95", 0.95)):
         recipe, pruning = load_pruning_recipe(name)
         assert recipe.model == "resnet50" and pruning.final == final and recipe.start.startswith("resnet50")
-        assert pruning.schedule(0.0) == pytest.approx(pruning.initial)
+        assert pruning.schedule(0.0) == final and pruning.repair and pruning.teacher == "resnet50"
     with pytest.raises(ConfigError, match=r"no \[pruning\] table"):
         load_pruning_recipe("resnet50")
     path = tmp_path / "mine.toml"

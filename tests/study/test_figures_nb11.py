@@ -44,13 +44,13 @@ def test_harmless_stops_at_the_first_point_that_is_not():
 def test_blocks_are_shown_where_most_was_dropped(tmp_path):
     errors = {"conv1": (0.4, 0.1), "layer1.0.conv1": (0.6, 0.3), "fc": (0.9, 0.1)}
     rows = [
-        results.row("blocks", metric, value / factor, block=name, sparsity=sparsity)
-        for sparsity, factor in ((0.8, 10), (0.95, 1))
+        results.row(method, metric, value / factor, block=name, sparsity=sparsity)
+        for method, sparsity, factor in (("blocks", 0.8, 10), ("blocks", 0.95, 1), ("blocks_global", 0.95, 7))
         for name, pair in errors.items()
         for metric, value in zip(("error_before", "error_after"), pair, strict=True)
     ]
-    drawn = nb11.error_of_blocks(read_back(rows, tmp_path))
-    assert title(drawn).startswith("95% of the weights dropped") and "by 4.0 (median)" in title(drawn)
+    said = title(nb11.error_of_blocks(read_back(rows, tmp_path)))
+    assert said.startswith("95% of the weights dropped by LAMP") and "block by 4.0 (median)" in said
 
 
 def test_layers_and_thinned(tmp_path):

@@ -52,13 +52,13 @@ def accuracy_over_sparsity(curve: pd.DataFrame) -> Figure:
 
 @figure("11_blocks", "11_blocks")
 def error_of_blocks(blocks: pd.DataFrame) -> Figure:
-    """Relative error of each block, cut and then learned, at the highest sparsity."""
-    rows = blocks[blocks["sparsity"] == blocks["sparsity"].max()]
+    """Relative error of each block, cut by LAMP and then learned, at the highest sparsity."""
+    rows = blocks[(blocks["sparsity"] == blocks["sparsity"].max()) & (blocks["method"] == "blocks")]
     wide = rows.pivot(index="block", columns="metric", values="value").loc[list(dict.fromkeys(rows["block"]))]
     less = float((wide["error_before"] / wide["error_after"]).median())
     made, ax = plots.canvas(
-        f"{rows['sparsity'].iloc[0]:.0%} of the weights dropped: learning divides the error of a block\n"
-        f"by {less:.1f} (median)", "", "squared error / squared output",
+        f"{rows['sparsity'].iloc[0]:.0%} of the weights dropped by LAMP: learning divides\n"
+        f"the error of a block by {less:.1f} (median)", "", "squared error / squared output",
     )  # fmt: skip
     fallen(ax, wide["error_before"], wide["error_after"], ("cut", "learned"))
     plots.caption(made, "on the images that the blocks learned from; each is named after its first layer")
