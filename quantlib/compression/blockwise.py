@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +54,7 @@ class Learned:
 
 def teach_blocks(
     student: nn.Module, teacher: nn.Module, images: Tensor, lesson: Lesson | None = None,
-    masks: Masks | None = None,
+    masks: Masks | None = None, told: Callable[[Learned], None] | None = None,
 ) -> list[Learned]:  # fmt: skip
     """Each piece of `student` learns, in place and in order, what `teacher`'s piece makes; a report a piece.
 
@@ -64,8 +64,8 @@ def teach_blocks(
     So a piece also repairs the errors of those before it. It is a short problem of few layers with a target
     for every pixel of every channel, which is why some hundred steps go far. No label is used; what enters
     and leaves a piece is kept in half precision. images: (n, 3, side, side), float32, normalized, on the
-    device of both networks; masks: weights that stay zero. Statistics of batch norms are measured anew at
-    the end of each piece. Raises ConfigError without images, or for networks that do not fall into the same
+    device of both networks; masks: weights that stay zero; told: called with each report as it comes.
+    Statistics of batch norms are measured anew at the end of each piece. Raises ConfigError without images, or for networks that do not fall into the same
     pieces, NonFiniteError where an output is not finite. Sources: Li et al. 2021 (BRECQ), which does it for
     rounding; Frantar and Alistarh 2022, for pruned layers. Introduced in notebook 11.
     """
@@ -86,6 +86,8 @@ def teach_blocks(
         _measure_norms(own[name], low)
         after = _error(own[name], low, wanted)
         found.append(Learned(name, before, after, time.perf_counter() - began))
+        if told is not None:
+            told(found[-1])
         low, exact = _through(own[name], low, name), wanted
     apply_masks(student, masks or {})
     return found

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantlib.compression.blockwise import Lesson, teach_blocks
+from quantlib.compression.blockwise import Lesson
 from quantlib.compression.distillation import Taught
 from quantlib.compression.pruning import (
     Masks,
@@ -22,12 +22,11 @@ from quantlib.compression.pruning import (
     masks_of,
     sparsity_of,
 )
+from quantlib.compression.repair import repaired
 from quantlib.errors import ConfigError
 from quantlib.subject import data, training
 from quantlib.subject.checkpoints import checkpoint_info, load_checkpoint
-from quantlib.subject.command import check_start
-from quantlib.subject.data import Images, batches
-from quantlib.subject.files import replace_atomically
+from quantlib.subject.data import Images
 from quantlib.subject.hooks import Hooks
 from quantlib.subject.models import build
 from quantlib.subject.publish import publish
@@ -206,31 +205,18 @@ def published(
     return publish(recipe, folder, root, about=about, notebook=notebook)
 
 
-def repaired(recipe: Recipe, pruning: Pruning, options: argparse.Namespace) -> nn.Module:
+def repaired_start(recipe: Recipe, pruning: Pruning, options: argparse.Namespace) -> nn.Module:
     """The start, cut at once, after its blocks have learned; found again in the folder, as start.pt.
 
     Introduced in notebook 11.
     """
-    path = (options.folder or recipe.folder) / "start.pt"
-    made = {"start": recipe.start, "sha256": checkpoint_info(recipe.start)["sha256"], **asdict(pruning)}
-    network = load_checkpoint(recipe.start)
-    if path.exists():
-        kept = torch.load(path, weights_only=True)
-        check_start(path, kept["made"], made)
-        network.load_state_dict(kept["state"])
-        return network
-    every = data.load("calibration", source="full", root=options.data).sample(
-        pruning.repair_images, recipe.seed
-    )
-    images = torch.cat([x for x, _ in batches(every)]).to(options.device)
-    teacher = load_checkpoint(pruning.teacher or recipe.start).to(options.device)
+    network, teacher = load_checkpoint(recipe.start), load_checkpoint(pruning.teacher or recipe.start)
+    made = {"start": checkpoint_info(recipe.start)["sha256"], "pruning": asdict(pruning)}
     masks = magnitude_masks(network, pruning.final, pruning.scope)
-    lesson = Lesson(pruning.repair, seed=recipe.seed)
-    for each in teach_blocks(network.to(options.device), teacher, images, lesson, masks):
-        print(f"{each.piece}: relative error {each.error_before:.4f} -> {each.error_after:.4f}", flush=True)
-    with replace_atomically(path) as aside:
-        torch.save({"made": made, "state": network.cpu().state_dict()}, aside)
-    return network
+    every = data.load("calibration", source="full", root=options.data)
+    shown = every.sample(pruning.repair_images, recipe.seed)
+    lesson, path = Lesson(pruning.repair, seed=recipe.seed), (options.folder or recipe.folder) / "start.pt"
+    return repaired(network, teacher, shown, lesson, path, made, masks, options.device)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -238,7 +224,7 @@ def run(options: argparse.Namespace) -> None:
     recipe, pruning = load_pruning_recipe(options.recipe)
     hooks = MaskedRetraining(pruning)
     torch.set_num_threads(options.threads)
-    network = repaired(recipe, pruning, options) if pruning.repair else None
+    network = repaired_start(recipe, pruning, options) if pruning.repair else None
     trainer = training.trainer_of(options, recipe, hooks, network)
     if pruning.teacher:  # on this process's own device, which the trainer knows
         hooks.goal = Taught(load_checkpoint(pruning.teacher).to(trainer.device))

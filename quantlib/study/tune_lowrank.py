@@ -9,23 +9,28 @@ What has been done is kept in ~/.cache/quantlib/training/RECIPE; the same comman
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+from quantlib.compression.blockwise import Lesson
 from quantlib.compression.budget import allocate, share_of
 from quantlib.compression.factorized import Plan, factorize, skeleton_of
 from quantlib.compression.lowrank_file import from_plain, plain
 from quantlib.compression.ranks import convolutions, list_choices
+from quantlib.compression.repair import kept_start, repaired
 from quantlib.compression.windows import logit_influence, second_moments
 from quantlib.subject import data
 from quantlib.subject.checkpoints import load_checkpoint
-from quantlib.subject.command import check_start, run_command
+from quantlib.subject.command import run_command
 from quantlib.subject.data import Images, batches
-from quantlib.subject.files import replace_atomically
 from quantlib.subject.publish import publish
 from quantlib.subject.recipe import Recipe, load_recipe
 from quantlib.subject.training import add_arguments, trainer_of
+
+REPAIR_IMAGES = 2048
+"""Training images that the blocks learn from."""
 
 
 def factorize_under(
@@ -48,20 +53,24 @@ def factorize_under(
 
 
 def started(recipe: Recipe, options: argparse.Namespace) -> tuple[nn.Module, dict[str, Plan]]:
-    """The factorized network before its tuning, from the folder where it has been made before."""
-    model, path = load_checkpoint(recipe.start), (options.folder or recipe.folder) / "start.pt"
-    made = {"share": options.share, "images": options.images, "start": recipe.start}
-    if path.exists():
-        kept = torch.load(path, weights_only=True)
-        check_start(path, kept["made"], made)
-        plans = from_plain(kept["plans"])
-        network = skeleton_of(model, plans)
-        network.load_state_dict(kept["state"])
-        return network, plans
+    """The factorized network before its training, from the folder where it has been made before."""
+    model, folder = load_checkpoint(recipe.start), options.folder or recipe.folder
     every = data.load("calibration", source="full", root=options.data)
-    network, plans = factorize_under(model, every.sample(options.images, seed=recipe.seed), options.share)
-    with replace_atomically(path) as aside:
-        torch.save({"made": made, "plans": plain(plans), "state": network.state_dict()}, aside)
+
+    def make() -> dict[str, Any]:
+        drawn = every.sample(options.images, seed=recipe.seed)
+        network, plans = factorize_under(model, drawn, options.share)
+        return {"plans": plain(plans), "state": network.state_dict()}
+
+    made = {"share": options.share, "images": options.images, "start": recipe.start}
+    kept = kept_start(folder / "start.pt", made, make)
+    plans = from_plain(kept["plans"])
+    network = skeleton_of(model, plans)
+    network.load_state_dict(kept["state"])
+    if options.repair:
+        shown = every.sample(REPAIR_IMAGES, seed=recipe.seed)
+        lesson, path = Lesson(options.repair, seed=recipe.seed), folder / "repaired.pt"
+        repaired(network, model, shown, lesson, path, made, device=options.device)
     return network, plans
 
 
@@ -90,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser, "resnet50_lowrank")
     parser.add_argument("--share", type=float, default=0.4, help="of the multiply-adds (default 0.4)")
     parser.add_argument("--images", type=int, default=512, help="calibration images (default 512)")
+    parser.add_argument("--repair", type=int, default=300, help="steps a block learns first (default 300)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--no-publish", action="store_true", help="do not write checkpoints/ at the end")
     options = parser.parse_args(argv)

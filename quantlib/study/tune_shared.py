@@ -13,27 +13,32 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from quantlib.compression.archive import compress, decompress
+from quantlib.compression.blockwise import Lesson
 from quantlib.compression.codebook import attach, detach
 from quantlib.compression.compressed import enter_compressed
 from quantlib.compression.distillation import Taught
 from quantlib.compression.norms import simplify_norms
 from quantlib.compression.pruning import recalibrate
 from quantlib.compression.rate import importance, price_of_size, share_network
+from quantlib.compression.repair import kept_start, repaired
 from quantlib.compression.sharing import Shared
 from quantlib.errors import ConfigError
 from quantlib.subject import checkpoints, data
-from quantlib.subject.command import check_start, run_command
+from quantlib.subject.command import run_command
 from quantlib.subject.data import batches
 from quantlib.subject.evaluation import evaluate
-from quantlib.subject.files import replace_atomically
 from quantlib.subject.recipe import load_recipe
 from quantlib.subject.state import load_best
 from quantlib.subject.training import add_arguments, trainer_of
+
+REPAIR_IMAGES = 2048
+"""Training images that the blocks learn from."""
 
 
 def shares(model: nn.Module, options: argparse.Namespace, seed: int) -> dict[str, Shared]:
@@ -46,16 +51,18 @@ def shares(model: nn.Module, options: argparse.Namespace, seed: int) -> dict[str
 
 def started(path: Path, options: argparse.Namespace, seed: int) -> dict[str, Shared]:
     """The codebooks before their tuning, from the folder where they have been made before."""
-    made = {name: getattr(options, name) for name in ("start", "images", "megabytes", "clusters")}
-    if path.exists():
-        kept = torch.load(path, weights_only=True)
-        check_start(path, kept["made"], made)
-        return {name: Shared(codebook, index.long()) for name, (codebook, index) in kept["shares"].items()}
-    found = shares(checkpoints.load_checkpoint(options.start), options, seed)
-    small = {name: (each.codebook, each.index.to(torch.int16)) for name, each in found.items()}
-    with replace_atomically(path) as aside:
-        torch.save({"made": made, "shares": small}, aside)
-    return found
+
+    def make() -> dict[str, Any]:
+        found = shares(checkpoints.load_checkpoint(options.start), options, seed)
+        return {"shares": {name: (each.codebook, each.index.to(torch.int16)) for name, each in found.items()}}
+
+    kept = kept_start(path, options_of(options), make)["shares"]
+    return {name: Shared(codebook, index.long()) for name, (codebook, index) in kept.items()}
+
+
+def options_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What the codebooks depend on."""
+    return {name: getattr(options, name) for name in ("start", "images", "megabytes", "clusters")}
 
 
 def finish(network: nn.Module, options: argparse.Namespace) -> nn.Module:
@@ -80,10 +87,15 @@ def tune(options: argparse.Namespace) -> None:
             raise ConfigError(f"--epochs is {options.epochs}; give 1 or more.")
         recipe = replace(recipe, stages=((options.epochs, recipe.stages[-1][1]),), cycles=())
     torch.set_num_threads(options.threads)
+    folder = options.folder or recipe.folder
     start = checkpoints.load_checkpoint(options.start)
-    skeleton = attach(start, started((options.folder or recipe.folder) / "start.pt", options, recipe.seed))
+    skeleton = attach(start, started(folder / "start.pt", options, recipe.seed))
     measure_norms(skeleton, options)
     taught = Taught(checkpoints.load_checkpoint(options.teacher))
+    if options.repair:
+        shown = data.load("calibration", source="full", root=options.data).sample(REPAIR_IMAGES, recipe.seed)
+        lesson, path = Lesson(options.repair, seed=recipe.seed), folder / "repaired.pt"
+        repaired(skeleton, taught.teacher, shown, lesson, path, options_of(options), device=options.device)
     trainer = trainer_of(options, recipe, taught, skeleton, (options.limit, options.validation))
     taught.teacher.to(trainer.device)
     trainer.run()
@@ -119,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--megabytes", type=float, required=True, help="entropy of all indices")
     parser.add_argument("--clusters", type=int, default=16, help="shared values a layer, beside zero")
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
+    parser.add_argument("--repair", type=int, default=300, help="steps a block learns first (default 300)")
     parser.add_argument("--name", help="of the file (default: START_MEGABYTESmb)")
     parser.add_argument("--images", type=int, default=512, help="for the importance (default 512)")
     parser.add_argument("--statistics", type=int, default=2048, help="images for the norms (default 2048)")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantlib.compression import retraining
+from quantlib.compression import repair, retraining
 from quantlib.compression.distillation import Taught
 from quantlib.compression.pruning import magnitude_masks, masks_of, prunable, sparsity_of
 from quantlib.compression.retraining import MaskedRetraining, Pruning, load_pruning_recipe, retrain
@@ -172,13 +172,13 @@ def test_blocks_learn_before_the_retraining_and_only_once(tmp_path: Path, monkey
         'model = "resnet20"\nstart = "resnet20"\nbatch_size = 32\nstages = [[1, 12]]\n'
         '[pruning]\nfinal = 0.8\nkind = "one_shot"\nrepair = 2\nrepair_images = 64\n'
     )
-    teach = retraining.teach_blocks
+    teach = repair.teach_blocks
 
     def counted(*arguments):
         taught.append(len(arguments[2]))
         return teach(*arguments)
 
-    monkeypatch.setattr(retraining, "teach_blocks", counted)
+    monkeypatch.setattr(repair, "teach_blocks", counted)
     command = ["--recipe", str(path), "--folder", str(tmp_path / "run"), "--device", "cpu",
                "--threads", "1", "--no-compile", "--no-publish"]  # fmt: skip
     seen: list[torch.Tensor] = []

@@ -2,6 +2,7 @@
 
 import torch
 
+from quantlib.compression import repair
 from quantlib.compression.costs import convolution_macs
 from quantlib.compression.lowrank_file import from_plain
 from quantlib.compression.ranks import convolutions
@@ -36,9 +37,11 @@ def test_factorized_under_the_budget_tuned_resumed_and_published(tmp_path, monke
     recipe, folder = tmp_path / "tiny.toml", tmp_path / "state"
     recipe.write_text(RECIPE)
     command = ["--recipe", str(recipe), "--folder", str(folder), "--threads", "1", "--no-compile"]
-    command += ["--images", "16", "--share", "0.6"]
+    command += ["--images", "16", "--repair", "2", "--share", "0.6"]
     assert tune_lowrank.main([*command, "--no-publish"]) == 0 and not published
+    assert "fc: relative error" in capsys.readouterr().out
     monkeypatch.setattr(tune_lowrank, "factorize_under", None)  # must not be needed again
+    monkeypatch.setattr(repair, "teach_blocks", None)
     assert tune_lowrank.main(command) == 0
     assert "from step 2; state" in capsys.readouterr().out
     assert tune_lowrank.main([*command[:-1], "0.5"]) == 1

@@ -2,6 +2,7 @@
 
 import torch
 
+from quantlib.compression import repair
 from quantlib.compression.archive import decompress
 from quantlib.compression.codebook import weights_of
 from quantlib.compression.compressed import compressed_files
@@ -29,11 +30,13 @@ def test_shared_tuned_resumed_and_listed(tmp_path, monkeypatch, capsys):
     recipe.write_text(RECIPE)
     command = ["--recipe", str(recipe), "--folder", str(tmp_path / "state"), "--into", str(into)]
     command += ["--threads", "1", "--images", "16", "--validation", "16", "--start", "resnet20"]
-    command += ["--megabytes", "0.07", "--clusters", "8", "--statistics", "32"]
+    command += ["--megabytes", "0.07", "--clusters", "8", "--statistics", "32", "--repair", "2"]
     assert compressed_files(into) == {}
     assert tune_shared.main(command) == 0
     first = (into / "resnet20_0.07mb.qldc").read_bytes()
+    assert "fc: relative error" in capsys.readouterr().out
     monkeypatch.setattr(tune_shared, "shares", None)  # must not be needed again
+    monkeypatch.setattr(repair, "teach_blocks", None)
     assert tune_shared.main(command) == 0
     assert "from step 2; state" in capsys.readouterr().out
     assert tune_shared.main([*command, "--clusters", "4"]) == 1
