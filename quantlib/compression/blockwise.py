@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -65,7 +66,8 @@ def teach_blocks(
     for every pixel of every channel, which is why some hundred steps go far. No label is used; what enters
     and leaves a piece is kept in half precision. images: (n, 3, side, side), float32, normalized, on the
     device of both networks; masks: weights that stay zero; told: called with each report as it comes.
-    Statistics of batch norms are measured anew at the end of each piece. Raises ConfigError without images, or for networks that do not fall into the same
+    Statistics of batch norms are measured anew at the end of each piece; one that would end worse than it
+    began stays as it was. Raises ConfigError without images, or for networks that do not fall into the same
     pieces, NonFiniteError where an output is not finite. Sources: Li et al. 2021 (BRECQ), which does it for
     rounding; Frantar and Alistarh 2022, for pruned layers. Introduced in notebook 11.
     """
@@ -79,18 +81,29 @@ def teach_blocks(
     low = exact = images
     found = []
     for place, name in enumerate(progress(own, "blocks", len(own), "block")):
-        began = time.perf_counter()
         wanted = _through(whole[name], exact, name)
-        before = _error(own[name], low, wanted)
-        _learn(own[name], low, wanted, kept, lesson, np.random.default_rng([lesson.seed, place]))
-        _measure_norms(own[name], low)
-        after = _error(own[name], low, wanted)
-        found.append(Learned(name, before, after, time.perf_counter() - began))
+        rng = np.random.default_rng([lesson.seed, place])
+        found.append(_taught(name, own[name], low, wanted, kept, lesson, rng))
         if told is not None:
             told(found[-1])
         low, exact = _through(own[name], low, name), wanted
     apply_masks(student, masks or {})
     return found
+
+
+def _taught(
+    name: str, piece: nn.Module, low: Tensor, wanted: Tensor, masks: dict[Tensor, Tensor], lesson: Lesson,
+    rng: np.random.Generator,
+) -> Learned:  # fmt: skip
+    """One piece learns, or goes back to where it was if that did not help."""
+    began, start = time.perf_counter(), copy.deepcopy(piece.state_dict())
+    before = _error(piece, low, wanted)
+    _learn(piece, low, wanted, masks, lesson, rng)
+    _measure_norms(piece, low)
+    after = _error(piece, low, wanted)
+    if not after < before:
+        piece.load_state_dict(start)
+    return Learned(name, before, min(before, after), time.perf_counter() - began)
 
 
 def _masks_by_weight(student: nn.Module, masks: Masks) -> dict[Tensor, Tensor]:

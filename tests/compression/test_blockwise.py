@@ -65,6 +65,15 @@ def test_a_pruned_network_comes_nearer_to_the_whole_one(images):
     assert sum(each.error_after < each.error_before for each in reports) >= 9
 
 
+def test_what_would_end_worse_stays_as_it_was(images):
+    """A whole network has nothing to learn; at a senseless rate it could only lose."""
+    teacher = load_checkpoint("resnet20").eval()
+    student, before = copy.deepcopy(teacher), copy.deepcopy(teacher.state_dict())
+    reports = teach_blocks(student, teacher, images, lesson_of(iterations=3, rate=1.0))
+    assert all(each.error_after == each.error_before for each in reports)
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
 def test_statistics_are_those_of_what_enters_the_piece(images):
     """The first batch norm of the learned network sees its own maps with mean 0 and variance 1."""
     teacher = load_checkpoint("resnet20").eval()

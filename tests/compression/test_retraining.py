@@ -174,9 +174,9 @@ def test_blocks_learn_before_the_retraining_and_only_once(tmp_path: Path, monkey
     )
     teach = repair.teach_blocks
 
-    def counted(*arguments):
+    def counted(*arguments, **named):
         taught.append(len(arguments[2]))
-        return teach(*arguments)
+        return teach(*arguments, **named)
 
     monkeypatch.setattr(repair, "teach_blocks", counted)
     command = ["--recipe", str(path), "--folder", str(tmp_path / "run"), "--device", "cpu",
