@@ -12,6 +12,7 @@ from torch import nn
 
 from quantlib.compression.blockwise import Learned, Lesson, teach_blocks
 from quantlib.compression.pruning import Masks
+from quantlib.subject.allocator import keep_freed_memory
 from quantlib.subject.command import check_start
 from quantlib.subject.data import Images, batches
 from quantlib.subject.files import replace_atomically
@@ -45,6 +46,7 @@ def repaired(
     """
 
     def learn() -> dict[str, Any]:
+        keep_freed_memory()  # or half of the time goes into getting the same memory again
         x = torch.cat([x for x, _ in batches(images)]).to(device)
         teach_blocks(network.to(device), teacher.to(device), x, lesson, masks, told=_tell)
         return {"state": network.cpu().state_dict()}
