@@ -86,6 +86,7 @@ METHODS: dict[str, Look] = {
     "random": Look(VERMILLION, "s", "random"),
     "recalibrated": Look(PURPLE, "^", "new BN statistics"),
     "lamp": Look(WINE, "X", "LAMP"),
+    "lamp_recalibrated": Look(PURPLE, "v", "LAMP, new statistics"),
     "blocks": Look(ORANGE, "*", "LAMP, blocks learned"),
     "blocks_global": Look(BLUE, "*", "global, blocks learned"),
     "retrained": Look(GREEN, "P", "retrained"),

@@ -92,10 +92,10 @@ def fallen(ax: Axes, before: pd.Series, after: pd.Series, labels: tuple[str, str
     """A point for what was and one for what is, for each name in the index, on a logarithmic scale."""
     places, last = np.arange(len(before)), len(before) - 1
     ax.vlines(places, after, before, color=GREY, linewidth=1)
-    for values, text, colour in zip((before, after), labels, (GREY, BLUE), strict=True):
+    for values, text, colour, up in zip((before, after), labels, (GREY, BLUE), (5, -5), strict=True):
         ax.plot(places, values, "o", color=colour, linestyle="none")
         ax.annotate(
-            text, (last, values.iloc[-1]), xytext=(8, 0), textcoords="offset points", color=colour,
+            text, (last, values.iloc[-1]), xytext=(8, up), textcoords="offset points", color=colour,
             va="center", fontsize=8.5, fontweight="bold",
         )  # fmt: skip
     ax.set_yscale("log")

@@ -25,9 +25,9 @@ def accuracy_over_sparsity(curve: pd.DataFrame) -> Figure:
     made, ax = plots.canvas(
         f"At most {GIVEN_UP:g} point lost: {harmless(rows, 'global'):.0%} of the weights without repair,\n"
         f"{harmless(rows, 'recalibrated'):.0%} with new batch-norm statistics, "
-        f"{harmless(rows, 'blocks'):.0%} after blocks have learned, "
+        f"{harmless(rows, 'blocks'):.0%} by LAMP after blocks have learned,\n"
         f"{harmless(rows, 'retrained'):.0%} after retraining",
-        "weights dropped (%)", "points lost against FP32",
+        "weights dropped (%)", "points lost against FP32", figsize=(6.5, 4.6),
     )  # fmt: skip
     table = rows.assign(percent=100 * rows["sparsity"])
     ends = {}
