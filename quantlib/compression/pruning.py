@@ -64,8 +64,8 @@ def magnitude_masks(
 
 def _share_of_the_rest(magnitude: Tensor) -> Tensor:
     """LAMP's score of each weight of a layer; what is marked by -1 stays so and does not count."""
-    ordered, place = magnitude.flatten().double().sort(stable=True)
-    squares = ordered.clamp(min=0).square()
+    ordered, place = magnitude.flatten().sort(stable=True)
+    squares = ordered.double().clamp(min=0).square()
     rest = squares.flip(0).cumsum(0).flip(0)
     share = torch.where(ordered < 0, -1.0, squares / rest.clamp(min=1e-300))
     return torch.empty_like(share).scatter_(0, place, share).view(magnitude.shape)
