@@ -26,6 +26,19 @@ class Overwriting(nn.Module):
         return self.second(torch.relu_(self.first(x)))
 
 
+class Fork(nn.Module):
+    """Behind its ReLU another layer still reads what came before it: no place to cut."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(3, 3, 1) for _ in range(3))
+
+    def forward(self, x):
+        before = self.first(x)
+        after = torch.relu(before)
+        return self.second(before) + self.third(after)
+
+
 def one_after_the_other(chain, x):
     for piece in chain.values():
         x = piece(x)
@@ -37,6 +50,13 @@ def test_the_pieces_one_after_the_other_are_the_network(name):
     model, x = build(name).eval(), torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         assert torch.equal(one_after_the_other(pieces(model), x), model(x))
+
+
+def test_no_cut_where_two_tensors_are_still_read():
+    model, x = Fork(), torch.randn(2, 3, 4, 4)
+    chain = pieces(model)
+    assert list(chain) == ["first", "second"]
+    assert torch.equal(one_after_the_other(chain, x), model(x))
 
 
 def test_a_resnet_falls_into_its_blocks():
