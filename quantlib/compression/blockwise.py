@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from quantlib.compression.pieces import pieces
-from quantlib.compression.pruning import Masks, apply_masks, recalibrate
+from quantlib.compression.pruning import Masks, apply_masks, mask_gradients, recalibrate
 from quantlib.errors import ConfigError, NonFiniteError
 from quantlib.progress import progress
+from quantlib.quantization.reconstruction.passes import loaded
 from quantlib.subject.benchmark import bfloat16_is_fast
 
 CHUNK = 64
@@ -77,63 +78,59 @@ def teach_blocks(
     whole = pieces(teacher.eval())
     own = pieces(student.eval(), like=list(whole))
     apply_masks(student, masks or {})
-    kept = _masks_by_weight(student, masks or {})
     low = exact = images
     found = []
     for place, name in enumerate(progress(own, "blocks", len(own), "block")):
         wanted = _through(whole[name], exact, name)
         rng = np.random.default_rng([lesson.seed, place])
+        inside = dict(own[name].named_parameters())
+        kept = {weight: mask for weight, mask in (masks or {}).items() if weight in inside}
         found.append(_taught(name, own[name], low, wanted, kept, lesson, rng))
         if told is not None:
             told(found[-1])
         low, exact = _through(own[name], low, name), wanted
-    apply_masks(student, masks or {})
     return found
 
 
 def _taught(
-    name: str, piece: nn.Module, low: Tensor, wanted: Tensor, masks: dict[Tensor, Tensor], lesson: Lesson,
+    name: str, piece: nn.Module, low: Tensor, wanted: Tensor, masks: Masks, lesson: Lesson,
     rng: np.random.Generator,
 ) -> Learned:  # fmt: skip
     """One piece learns, or goes back to where it was if that did not help."""
     began, start = time.perf_counter(), copy.deepcopy(piece.state_dict())
-    before = _error(piece, low, wanted)
-    _learn(piece, low, wanted, masks, lesson, rng)
+    signal = sum(float(part.float().square().sum()) for part in wanted.split(CHUNK)) or 1.0
+    before = _noise(piece, low, wanted) / signal
+    _learn(piece, low, wanted, signal / wanted.numel(), masks, lesson, rng)
     _measure_norms(piece, low)
-    after = _error(piece, low, wanted)
+    after = _noise(piece, low, wanted) / signal
     if not after < before:
         piece.load_state_dict(start)
     return Learned(name, before, min(before, after), time.perf_counter() - began)
 
 
-def _masks_by_weight(student: nn.Module, masks: Masks) -> dict[Tensor, Tensor]:
-    weights = dict(student.named_parameters())
-    return {weights[name]: mask.to(weights[name].device) for name, mask in masks.items()}
-
-
 def _learn(
-    piece: nn.Module, low: Tensor, wanted: Tensor, masks: dict[Tensor, Tensor], lesson: Lesson,
+    piece: nn.Module, low: Tensor, wanted: Tensor, power: float, masks: Masks, lesson: Lesson,
     rng: np.random.Generator,
 ) -> None:  # fmt: skip
-    """The steps of one piece; dropped weights get no gradient, so Adam leaves them at zero."""
-    own, kind = list(piece.parameters()), low.device.type
-    groups = [{"params": [weight], "lr": lesson.rate * _usual_size(weight)} for weight in own]
+    """The steps of one piece; power: the mean square of `wanted`, which the loss is relative to.
+
+    Dropped weights get no gradient, so Adam leaves them at zero.
+    """
+    kind = low.device.type
+    groups = [{"params": [weight], "lr": lesson.rate * _usual_size(weight)} for weight in piece.parameters()]
     optimizer = torch.optim.Adam(groups, fused=True)
     falling = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: (1 + math.cos(math.pi * step / lesson.iterations)) / 2
     )
-    power = wanted.float().square().mean().clamp(min=1e-12)
     piece.train()
     for _ in range(lesson.iterations):
         chosen = torch.from_numpy(np.sort(rng.permutation(len(low))[: lesson.batch_size])).to(low.device)
         with torch.autocast(kind, torch.bfloat16, enabled=bfloat16_is_fast(kind)):
-            y = piece(_loaded(low, chosen))
-        loss = (y.float() - _loaded(wanted, chosen)).square().mean() / power
+            y = piece(loaded(low, chosen))
+        loss = (y.float() - loaded(wanted, chosen)).square().mean() / power
         optimizer.zero_grad()
         loss.backward()
-        for weight in own:
-            if weight in masks and weight.grad is not None:
-                weight.grad.masked_fill_(~masks[weight], 0.0)
+        mask_gradients(piece, masks)
         optimizer.step()
         falling.step()
     piece.eval()
@@ -151,14 +148,8 @@ def _measure_norms(piece: nn.Module, low: Tensor) -> None:
 
 
 def _parts(stored: Tensor) -> Iterator[Tensor]:
-    for start in range(0, len(stored), CHUNK):
-        yield _loaded(stored, slice(start, start + CHUNK))
-
-
-def _loaded(stored: Tensor, chosen: Tensor | slice) -> Tensor:
-    """Some images of a stored tensor, in float32, channels last."""
-    x = stored[chosen].float()
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    for places in torch.arange(len(stored), device=stored.device).split(CHUNK):
+        yield loaded(stored, places)
 
 
 @torch.no_grad()
@@ -175,10 +166,7 @@ def _kept(y: Tensor, name: str) -> Tensor:
 
 
 @torch.no_grad()
-def _error(piece: nn.Module, low: Tensor, wanted: Tensor) -> float:
-    """sum |output - wanted|^2 / sum |wanted|^2 over all images."""
-    noise = signal = 0.0
-    for x, target in zip(_parts(low), wanted.split(CHUNK), strict=True):
-        noise += float((piece(x) - target).square().sum())
-        signal += float(target.float().square().sum())
-    return noise / signal if signal else noise
+def _noise(piece: nn.Module, low: Tensor, wanted: Tensor) -> float:
+    """sum |output - wanted|^2 over all images."""
+    pairs = zip(_parts(low), wanted.split(CHUNK), strict=True)
+    return sum(float((piece(x) - target).square().sum()) for x, target in pairs)

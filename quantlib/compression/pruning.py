@@ -137,6 +137,18 @@ def apply_masks(model: nn.Module, masks: Masks) -> None:
         weights[name].masked_fill_(~mask.to(weights[name].device), 0.0)
 
 
+def mask_gradients(model: nn.Module, masks: Masks) -> None:
+    """Set the gradients of dropped weights to zero, in place, so that no optimizer moves them.
+
+    Introduced in notebook 11.
+    """
+    weights = dict(model.named_parameters())
+    for name, mask in masks.items():
+        gradient = weights[name].grad
+        if gradient is not None:
+            gradient.masked_fill_(~mask.to(gradient.device), 0.0)
+
+
 def masks_of(model: nn.Module) -> Masks:
     """The masks of a pruned network: True where a weight is not zero. Introduced in notebook 11."""
     return {name: weight.detach() != 0 for name, weight in prunable(model).items()}

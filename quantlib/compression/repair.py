@@ -17,6 +17,9 @@ from quantlib.subject.command import check_start
 from quantlib.subject.data import Images, batches
 from quantlib.subject.files import replace_atomically
 
+REPAIR_IMAGES = 2048
+"""Training images that the blocks learn from, unless said otherwise."""
+
 
 def kept_start(
     path: Path, made: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]

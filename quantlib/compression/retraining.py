@@ -19,10 +19,11 @@ from quantlib.compression.pruning import (
     Schedule,
     apply_masks,
     magnitude_masks,
+    mask_gradients,
     masks_of,
     sparsity_of,
 )
-from quantlib.compression.repair import repaired
+from quantlib.compression.repair import REPAIR_IMAGES, repaired
 from quantlib.errors import ConfigError
 from quantlib.subject import data, training
 from quantlib.subject.checkpoints import checkpoint_info, load_checkpoint
@@ -54,7 +55,7 @@ class Pruning:
     every: int = 50
     teacher: str = ""
     repair: int = 0
-    repair_images: int = 2048
+    repair_images: int = REPAIR_IMAGES
 
     def __post_init__(self) -> None:
         if self.repair and self.kind != "one_shot":
@@ -103,11 +104,7 @@ class MaskedRetraining(Hooks):
 
     def before_step(self, trainer: Trainer) -> None:
         """Silence the gradients of dropped weights."""
-        weights = dict(trainer.model.named_parameters())
-        for name, mask in self.masks.items():
-            gradient = weights[name].grad
-            if gradient is not None:
-                gradient.masked_fill_(~mask.to(gradient.device), 0.0)
+        mask_gradients(trainer.model, self.masks)
 
     def after_step(self, trainer: Trainer) -> None:
         """Set dropped weights to zero, whatever the optimizer has made of them; drop more when it is time."""

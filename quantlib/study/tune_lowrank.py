@@ -19,7 +19,7 @@ from quantlib.compression.budget import allocate, share_of
 from quantlib.compression.factorized import Plan, factorize, skeleton_of
 from quantlib.compression.lowrank_file import from_plain, plain
 from quantlib.compression.ranks import convolutions, list_choices
-from quantlib.compression.repair import kept_start, repaired
+from quantlib.compression.repair import REPAIR_IMAGES, kept_start, repaired
 from quantlib.compression.windows import logit_influence, second_moments
 from quantlib.subject import data
 from quantlib.subject.checkpoints import load_checkpoint
@@ -28,9 +28,6 @@ from quantlib.subject.data import Images, batches
 from quantlib.subject.publish import publish
 from quantlib.subject.recipe import Recipe, load_recipe
 from quantlib.subject.training import add_arguments, trainer_of
-
-REPAIR_IMAGES = 2048
-"""Training images that the blocks learn from."""
 
 
 def factorize_under(

@@ -26,7 +26,7 @@ from quantlib.compression.distillation import Taught
 from quantlib.compression.norms import simplify_norms
 from quantlib.compression.pruning import recalibrate
 from quantlib.compression.rate import importance, price_of_size, share_network
-from quantlib.compression.repair import kept_start, repaired
+from quantlib.compression.repair import REPAIR_IMAGES, kept_start, repaired
 from quantlib.compression.sharing import Shared
 from quantlib.errors import ConfigError
 from quantlib.subject import checkpoints, data
@@ -36,9 +36,6 @@ from quantlib.subject.evaluation import evaluate
 from quantlib.subject.recipe import load_recipe
 from quantlib.subject.state import load_best
 from quantlib.subject.training import add_arguments, trainer_of
-
-REPAIR_IMAGES = 2048
-"""Training images that the blocks learn from."""
 
 
 def shares(model: nn.Module, options: argparse.Namespace, seed: int) -> dict[str, Shared]:
