@@ -114,7 +114,7 @@ def error_of_units(table: pd.DataFrame) -> Figure:
         f"{_said(rows['target'].iloc[0])}: errors of blocks fall {better:.2f}-fold (geometric mean)", "",
         "squared error / squared output",
     )  # fmt: skip
-    fallen(ax, wide["error_before"], wide["error_after"], ("nearest", "learned"))
+    fallen(ax, wide["error_before"], wide["error_after"], ("rounded", "learned"))
     plots.caption(made, "on the calibration images, which the units were learned on")
     return made
 
