@@ -31,6 +31,7 @@ def curve(tmp_path):
 
 def test_harmless_shares_are_read_from_the_curve(curve):
     assert [nb11.harmless(curve, name) for name in EDGE] == [0.0, 0.5, 0.8, 0.8, 0.9, 0.95]
+    assert [nb11.may_go(curve, name) for name in ("random", "blocks")] == ["under 20%", "90%"]
     said = title(nb11.accuracy_over_sparsity(curve))
     assert "80% of the weights without repair" in said and "80% with new" in said
     assert "90% by LAMP after blocks have learned" in said and "95% after retraining" in said

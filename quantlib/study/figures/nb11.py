@@ -18,15 +18,21 @@ def harmless(curve: pd.DataFrame, method: str) -> float:
     return float(rows.loc[within, "sparsity"].max()) if within.any() else 0.0
 
 
+def may_go(curve: pd.DataFrame, method: str) -> str:
+    """The harmless share of a method in words, or that it lies under the smallest share that was tried."""
+    share = harmless(curve, method)
+    return f"{share:.0%}" if share else f"under {curve.loc[curve['method'] == method, 'sparsity'].min():.0%}"
+
+
 @figure("11_curve", "11_curve")
 def accuracy_over_sparsity(curve: pd.DataFrame) -> Figure:
     """Points lost over the share of weights dropped, by what is done about it."""
     rows = curve[curve["metric"] == "drop"]
     made, ax = plots.canvas(
-        f"At most {GIVEN_UP:g} point lost: {harmless(rows, 'global'):.0%} of the weights without repair,\n"
-        f"{harmless(rows, 'recalibrated'):.0%} with new batch-norm statistics, "
-        f"{harmless(rows, 'blocks'):.0%} by LAMP after blocks have learned,\n"
-        f"{harmless(rows, 'retrained'):.0%} after retraining",
+        f"At most {GIVEN_UP:g} point lost: {may_go(rows, 'global')} of the weights without repair,\n"
+        f"{may_go(rows, 'recalibrated')} with new batch-norm statistics, "
+        f"{may_go(rows, 'blocks')} by LAMP after blocks have learned,\n"
+        f"{may_go(rows, 'retrained')} after retraining",
         "weights dropped (%)", "points lost against FP32", figsize=(6.5, 4.6),
     )  # fmt: skip
     table = rows.assign(percent=100 * rows["sparsity"])
