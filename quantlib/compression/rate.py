@@ -124,13 +124,14 @@ def importance(
 ) -> dict[str, float]:
     """How much a squared error of each layer's weights matters: F^blend / v^(1 - blend).
 
-        F = mean over weights of E[(d loss / d w)^2],  labels drawn from the network itself (Fisher)
-        v = mean square of the weights that are not zero
+        F = mean over weights that are not zero of E[(d loss / d w)^2], labels drawn from the network (Fisher)
+        v = mean square of these weights
 
     Two cheap answers, and each is wrong alone. F sees only small errors; 1 / v asks the same relative error
     of every layer, whatever it does to the loss. So both are blended; notebook 14 compares blends.
     With drawn labels the gradients of different images are independent and of mean 0, so one backward pass a
-    batch is enough. `model` should be in eval mode. Raises ConfigError when there is no image.
+    batch is enough. `model` should be in eval mode. Raises ConfigError when there is no image. Introduced in
+    notebook 14.
     """
     weights = weights_of(model)
     generator = torch.Generator().manual_seed(seed)

@@ -153,6 +153,8 @@ def load_pruning_recipe(name_or_path: str) -> tuple[Recipe, Pruning]:
     unknown = set(own) - set(Pruning.__dataclass_fields__)
     if unknown:
         raise ConfigError(f"[pruning] of {name}.toml has unknown settings: {', '.join(sorted(unknown))}")
+    if "final" not in own:
+        raise ConfigError(f"[pruning] of {name}.toml lacks final, the share of the weights to drop.")
     pruning = Pruning(**own)
     pruning.schedule  # noqa: B018  (a schedule that cannot be is refused before any work is done)
     return recipe_of(name, settings), pruning

@@ -89,7 +89,7 @@ def load_plan(name_or_path: str) -> Plan:
     name, settings = read_settings(name_or_path)
     table = settings.pop("students", None)
     if not table:
-        raise ConfigError(f"{name}.toml has no [students] table.")
+        raise ConfigError(f"{name}.toml has no [students] table; try resnet20_student.")
     try:
         arms = tuple(Arm(**arm) for arm in table.pop("arms"))
         return Plan(recipe_of(name, settings), arms, seeds=tuple(table.pop("seeds", (0,))), **table)

@@ -4,6 +4,7 @@ python -m quantlib.compression.students --recipe resnet20_low_bit
 """
 
 import contextlib
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
@@ -30,10 +31,10 @@ from quantlib.subject.campaign import (
     side_by_side,
     take_over,
 )
-from quantlib.subject.command import run_command
+from quantlib.subject.command import check_start, run_command
 from quantlib.subject.data import Images
 from quantlib.subject.evaluation import Evaluation, classes, evaluate, predictions_of
-from quantlib.subject.files import replace_atomically
+from quantlib.subject.files import replace_atomically, write_atomically
 from quantlib.subject.hooks import Hooks
 from quantlib.subject.models import build
 from quantlib.subject.publish import save_measured
@@ -68,7 +69,7 @@ def student_of(plan: Plan, arm: Arm, seed: int, train: Images) -> nn.Module:
 def hooks_of(plan: Plan, arm: Arm, train: Images, root: Path, device: str = "cpu") -> Hooks:
     """What the arm adds to the training."""
     if arm.teacher == "answers":
-        return Distillation(answers_of(plan, train, root), arm.temperature, arm.weight)
+        return Distillation(answers_of(plan, train, root, device), arm.temperature, arm.weight)
     if arm.teacher == "crops":
         return Taught(checkpoints.load_checkpoint(plan.teacher).to(device), arm.temperature, arm.weight)
     return JointTraining(arm.temperature, arm.weight) if arm.teacher == "joint" else Hooks()
@@ -127,17 +128,29 @@ def finished(plan: Plan, root: Path | None = None) -> list[dict[str, Any]]:
     )
 
 
+def of_one_plan(root: Path, plan: str) -> None:
+    """Mark a folder as this plan's; ConfigError when it is marked as another's."""
+    mark, made = root / "plan.json", {"plan": plan}
+    if mark.exists():
+        check_start(mark, json.loads(mark.read_text()), made)
+    else:
+        write_atomically(mark, json.dumps(made))
+
+
 def run_plan(
     plan: Plan, workers: int = 1, root: Path | None = None, data_root: str | None = None,
     device: str = "cpu",
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Train every student of the plan and yield each result; killed, it goes on where it stopped.
 
-    What another machine has finished and committed is not trained again, see `take_over`.
+    What another machine has finished and committed is not trained again, see `take_over`. Raises ConfigError
+    when `root` holds the runs of another plan.
     """
     root = root or plan.folder()
+    of_one_plan(root, plan.folder().name)
     take_over(root)
-    if any(arm.teacher == "answers" for arm in plan.arms):
+    waiting = [arm for arm, seed in plan.runs() if not (root / folder_name(arm, seed) / RESULT).exists()]
+    if any(arm.teacher == "answers" for arm in waiting):
         answers_of(plan, plan.split("train", data_root), root, device)  # once, before the workers ask for it
     for _, result in side_by_side(plan.runs(), partial(run_one, plan, root, data_root, device), workers):
         yield result

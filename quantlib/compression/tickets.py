@@ -118,11 +118,13 @@ def load_plan(name_or_path: str, **changes: Any) -> Plan:
     """
     name, settings = read_settings(name_or_path)
     if "tickets" not in settings:
-        raise ConfigError(f"{name}.toml has no [tickets] table.")
+        raise ConfigError(f"{name}.toml has no [tickets] table; try resnet20_ticket.")
     own = settings.pop("tickets") | changes
     unknown = set(own) - set(Plan.__dataclass_fields__)
     if unknown:
         raise ConfigError(f"[tickets] of {name}.toml has unknown settings: {', '.join(sorted(unknown))}")
+    if "deciding" not in own:
+        raise ConfigError(f"[tickets] of {name}.toml lacks deciding, the shares that every seed runs with.")
     fixed: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in own.items()
     }

@@ -75,6 +75,8 @@ def logit_influence(
     _listen(model, names, see, run)
     if not count:
         raise ConfigError("The influence needs at least one image; the batches are empty.")
+    if unseen := [name for name in names if name not in sums]:
+        raise ConfigError(f"The logits do not depend on {', '.join(unseen)}; leave them out of the names.")
     return {name: total / count for name, total in sums.items()}
 
 

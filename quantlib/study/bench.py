@@ -14,7 +14,7 @@ from quantlib.errors import ConfigError, QuantlibError, StudyError
 from quantlib.study import results
 from quantlib.study.manifest import find_root
 from quantlib.study.memory import peak_memory
-from quantlib.study.race import first_calls, race
+from quantlib.study.race import fastest_of, first_calls, race
 from quantlib.study.rivals import FAMILIES, RIVALS, Contest, Field, gather
 from quantlib.subject import data
 from quantlib.subject.benchmark import Timing, ratio
@@ -91,12 +91,6 @@ def leads(timings: Mapping[str, Timing], size: int) -> list[dict[str, Any]]:
     return rows
 
 
-def fastest_of(timings: Mapping[str, Timing], names: Sequence[str]) -> str | None:
-    """The name with the least median among those that take part."""
-    here = [name for name in names if name in timings]
-    return min(here, key=lambda name: timings[name].median, default=None)
-
-
 def shown(table: pd.DataFrame) -> str:
     """The measurements as lines for people, the fastest of each batch size on top."""
     lines = []
@@ -127,7 +121,7 @@ def bench(sizes: Sequence[int], repeats: int, names: Sequence[str], memory: bool
     """Run the competition, print it, and keep it with the machine and the versions beside it."""
     for size in sizes:
         if not 1 <= size <= 1000:
-            raise ConfigError(f"batch is {size}; the shipped images allow 1 to 1000.")
+            raise ConfigError(f"batch is {size}; give 1 to 1000.")
     images = data.load("calibration").take(64)
     field = gather(Contest(load_checkpoint("resnet50"), images), names)
     sample, _ = next(data.batches(images, 64))

@@ -25,10 +25,6 @@ from quantlib.study.rivals import MISSING, RIVALS, Contest, first_line
 from quantlib.subject import checkpoints
 from quantlib.subject.data import Images, batches
 
-FAMILIES = ("float32", "bits", "architecture", "both", "coded", "rival")
-"""What was done to ResNet-50 in float32: nothing; fewer bits; another architecture, or low rank; both of
-these; a compressed file; somebody else's int8."""
-
 
 class Entry(NamedTuple):
     """A network, images in and logits out, and the bytes of the file that it comes from."""

@@ -73,9 +73,9 @@ def attempt(order: Order) -> dict[str, Any] | None:
 
 
 def peak_megabytes() -> int:
-    """The peak memory of the finished child, the kernel, in MB (Linux counts kilobytes, macOS bytes)."""
-    unit = 1e6 if sys.platform == "darwin" else 1e3
-    return round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit)
+    """The peak memory of the finished child, the kernel, in MB (Linux counts in KiB, macOS in bytes)."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 1e6)
 
 
 def inspect_output(output: Path, error: dict[str, Any] | None) -> dict[str, Any]:

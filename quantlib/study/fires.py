@@ -6,6 +6,7 @@ import contextlib
 import io
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from quantlib.quantization.qconfig import check_name
@@ -40,6 +41,7 @@ def train_variant(name: str, recipe: Recipe, train: Images, validation: Images, 
     A run that was stopped goes on from there, a finished one is only loaded. Its lines go to log.csv there,
     not to the screen. Introduced in notebook 16.
     """
+    torch.manual_seed(recipe.seed)  # the same start, whatever ran before
     trainer = Trainer(recipe, train, validation, folder / name, model=variant(name), compile_model=False)
     with contextlib.redirect_stdout(io.StringIO()):
         trainer.run()

@@ -86,7 +86,8 @@ class Job:
         record = record or self.record
         record.parent.mkdir(parents=True, exist_ok=True)
         record.unlink(missing_ok=True)
-        output.unlink(missing_ok=True)
+        for made in (output, output.with_suffix(".html")):
+            made.unlink(missing_ok=True)
         bar = sys.stderr.isatty()
         order = Order(str(notebook), str(output), str(record), str(notebook.parent), self.all_parameters(),
                       int(self.limit) + 1, bar)  # fmt: skip

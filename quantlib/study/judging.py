@@ -58,7 +58,11 @@ class Judging:
 
     def _write(self, kind: str, entries: Mapping[str, Mapping[str, Any]]) -> None:
         path = results.folder(self.profile, self.course.root) / f"{kind}_{self.number}.csv"
-        results.write_table(path, pd.DataFrame(list(entries.values())))
+        frame = pd.DataFrame(list(entries.values()))
+        if kind == "claims":  # a run that is stopped after its first claim must not cost the others
+            results.upsert(path, frame, "id")
+        else:
+            results.write_table(path, frame)
 
 
 def _unit(unit: str) -> str:

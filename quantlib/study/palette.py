@@ -156,7 +156,6 @@ METHODS: dict[str, Look] = {
     "budget": Look(BLUE, "o", "one budget"),
     "tuned": Look(GREEN, "P", "one budget, tuned"),
     "lowrank": Look(BLUE, "o", "low rank"),
-    "lowrank_tuned": Look(SKY, "v", "low rank, tuned"),
     "lowrank_integer": Look(WINE, "X", "low rank, integer"),
 
     # Notebook 18, inference speed:

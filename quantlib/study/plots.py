@@ -203,24 +203,15 @@ def heatmap(
     unit: str = "",
 ) -> None:
     """A grid of numbers, each written in its cell, with a colour bar that carries the unit."""
+    import seaborn  # here, because it takes half a second and few figures need it
+
     grid = np.asarray(values, dtype=float)
-    picture = ax.imshow(grid, aspect="auto", cmap="cividis")
-    middle = (np.nanmin(grid) + np.nanmax(grid)) / 2
-    for (down, across), value in np.ndenumerate(grid):
-        ink = "white" if value < middle else "black"
-        ax.text(
-            across,
-            down,
-            "" if np.isnan(value) else form.format(value),
-            ha="center",
-            va="center",
-            color=ink,
-            fontsize=8,
-        )
-    ax.set_xticks(range(len(columns)), columns)
-    ax.set_yticks(range(len(rows)), rows)
-    ax.grid(visible=False)
-    ax.figure.colorbar(picture, ax=ax, label=unit)
+    said = np.array([[form.format(value) for value in row] for row in grid])
+    seaborn.heatmap(
+        grid, ax=ax, annot=said, fmt="", cmap="cividis", xticklabels=list(columns), yticklabels=list(rows),
+        annot_kws={"fontsize": 8}, cbar_kws={"label": unit},
+    )  # fmt: skip
+    ax.tick_params(length=0, rotation=0)
 
 
 def caption(figure: Figure, text: str) -> None:

@@ -40,7 +40,8 @@ def with_and_without_cache(turns: int = 1, network: bool = True) -> dict[str, di
             environment = {**os.environ, VARIABLE: capacity}
             done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
             if done.returncode:
-                raise StudyError(f"{' '.join(command[1:])} failed: {done.stderr.strip().splitlines()[-1:]}.")
+                said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+                raise StudyError(f"{' '.join(command[1:])} failed: {said[-1]}")
             for what, seconds in json.loads(done.stdout.splitlines()[-1]).items():
                 found[side].setdefault(what, []).append(seconds)
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -77,6 +77,12 @@ def batch_of(sample: Tensor, size: int) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def fastest(timings: Mapping[str, Timing], among: str) -> str:
-    """The name with the least median of those that begin with `among`."""
-    return min((name for name in timings if name.startswith(among)), key=lambda name: timings[name].median)
+def fastest_of(timings: Mapping[str, Timing], names: Iterable[str]) -> str | None:
+    """The name with the least median among those that take part; None when none does."""
+    here = [name for name in names if name in timings]
+    return min(here, key=lambda name: timings[name].median, default=None)
+
+
+def fastest(timings: Mapping[str, Timing], among: str) -> str | None:
+    """The name with the least median of those that begin with `among`; None when none does."""
+    return fastest_of(timings, [name for name in timings if name.startswith(among)])

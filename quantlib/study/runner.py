@@ -59,9 +59,8 @@ def tasks(jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
         }
 
 
-def run(jobs: Sequence[Job], force: bool = False) -> tuple[int, dict[str, str]]:
-    """Run the jobs under doit; its exit code (0, or not) and the status of each notebook."""
-    progress = Progress(jobs)
+def run(jobs: Sequence[Job], progress: Progress, force: bool = False) -> int:
+    """Run the jobs under doit; its exit code (0, or not). `progress` has the status of each notebook."""
     folder = jobs[0].folder
     check_disk(folder)
     namespace = {
@@ -76,7 +75,7 @@ def run(jobs: Sequence[Job], force: bool = False) -> tuple[int, dict[str, str]]:
     }
     options = ["--always-execute"] if force else []
     code = DoitMain(ModuleTaskLoader(namespace)).run(["run", *options, *progress.jobs])
-    return int(code or 0), progress.status
+    return int(code or 0)
 
 
 def listing(loaded: Course) -> str:
@@ -149,12 +148,12 @@ def _run_and_report(loaded: Course, jobs: Sequence[Job], options: argparse.Names
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     interrupted, code = False, 1
-    status: dict[str, str] = {}
+    progress = Progress(jobs)
     try:
-        code, status = run(jobs, options.force)
+        code = run(jobs, progress, options.force)
     except KeyboardInterrupt:
         interrupted = True
-    seconds = time.monotonic() - began
+    seconds, status = time.monotonic() - began, progress.status
     page = report.write(loaded, options.profile, seconds, status)
     if interrupted:
         print("\nStopped. Finished notebooks are kept; the same command goes on with the rest.")

@@ -100,8 +100,9 @@ def sweep(
     it is called again. `scheduler`: "tcp://host:port" of a Dask cluster whose workers have quantlib; a worker
     that dies loses nothing, another one does its settings again. `evaluate` must give the same result
     wherever it runs; it and the results must be picklable, the results JSON as well. Equal settings are
-    evaluated once. Raises StudyError when a setting fails (what is finished stays kept), when no scheduler
-    answers or Dask is not installed; ConfigError for a setting that is not plain data.
+    evaluated once and come once, at the place of the first. Raises StudyError when a setting fails (what is
+    finished stays kept), when no scheduler answers or Dask is not installed; ConfigError for a setting that
+    is not plain data.
     Introduced in notebook 09.
     """
     wanted = {journal.key(setting): dict(setting) for setting in settings}

@@ -22,7 +22,7 @@ from quantlib.compression.ranks import convolutions, list_choices
 from quantlib.compression.repair import REPAIR_IMAGES, kept_start, repaired
 from quantlib.compression.windows import logit_influence, second_moments
 from quantlib.subject import data
-from quantlib.subject.checkpoints import load_checkpoint
+from quantlib.subject.checkpoints import checkpoint_info, load_checkpoint
 from quantlib.subject.command import run_command
 from quantlib.subject.data import Images, batches
 from quantlib.subject.publish import publish
@@ -59,7 +59,10 @@ def started(recipe: Recipe, options: argparse.Namespace) -> tuple[nn.Module, dic
         network, plans = factorize_under(model, drawn, options.share)
         return {"plans": plain(plans), "state": network.state_dict()}
 
-    made = {"share": options.share, "images": options.images, "start": recipe.start}
+    made = {
+        "share": options.share, "images": options.images, "seed": recipe.seed,
+        "start": recipe.start, "start_sha256": checkpoint_info(recipe.start)["sha256"],
+    }  # fmt: skip
     kept = kept_start(folder / "start.pt", made, make)
     plans = from_plain(kept["plans"])
     network = skeleton_of(model, plans)
@@ -81,6 +84,7 @@ def tune(options: argparse.Namespace) -> None:
     if trainer.rank == 0 and not options.no_publish:
         about = {
             "plans": plain(plans),
+            "start_sha256": checkpoint_info(recipe.start)["sha256"],
             "origin": f"{recipe.start} factorized to {options.share:g} of its multiply-adds and tuned by "
             f"`python -m quantlib.study.tune_lowrank --recipe {recipe.name} --share {options.share:g}`",
         }

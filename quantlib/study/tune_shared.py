@@ -53,13 +53,14 @@ def started(path: Path, options: argparse.Namespace, seed: int) -> dict[str, Sha
         found = shares(checkpoints.load_checkpoint(options.start), options, seed)
         return {"shares": {name: (each.codebook, each.index.to(torch.int16)) for name, each in found.items()}}
 
-    kept = kept_start(path, options_of(options), make)["shares"]
+    kept = kept_start(path, options_of(options, seed), make)["shares"]
     return {name: Shared(codebook, index.long()) for name, (codebook, index) in kept.items()}
 
 
-def options_of(options: argparse.Namespace) -> dict[str, Any]:
+def options_of(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     """What the codebooks depend on."""
-    return {name: getattr(options, name) for name in ("start", "images", "megabytes", "clusters")}
+    chosen = {name: getattr(options, name) for name in ("start", "images", "megabytes", "clusters")}
+    return {**chosen, "seed": seed, "start_sha256": checkpoints.checkpoint_info(options.start)["sha256"]}
 
 
 def finish(network: nn.Module, options: argparse.Namespace) -> nn.Module:
@@ -92,11 +93,14 @@ def tune(options: argparse.Namespace) -> None:
     if options.repair:
         shown = data.load("calibration", source="full", root=options.data).sample(REPAIR_IMAGES, recipe.seed)
         lesson, path = Lesson(options.repair, seed=recipe.seed), folder / "repaired.pt"
-        repaired(skeleton, taught.teacher, shown, lesson, path, options_of(options), device=options.device)
+        teacher = checkpoints.checkpoint_info(options.teacher)["sha256"]
+        made = {**options_of(options, recipe.seed), "statistics": options.statistics, "teacher": teacher}
+        repaired(skeleton, taught.teacher, shown, lesson, path, made, device=options.device)
     trainer = trainer_of(options, recipe, taught, skeleton, (options.limit, options.validation))
     taught.teacher.to(trainer.device)
     trainer.run()
-    write(name, finish(load_best(trainer.model, trainer.folder).cpu(), options), options, recipe.epochs)
+    if trainer.rank == 0:
+        write(name, finish(load_best(trainer.model, trainer.folder).cpu(), options), options, recipe.epochs)
 
 
 def write(name: str, network: nn.Module, options: argparse.Namespace, epochs: int) -> None:

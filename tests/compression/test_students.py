@@ -72,6 +72,15 @@ def test_plans_that_make_no_sense_are_refused(tmp_path):
         load_plan(str(path))
 
 
+def test_a_folder_of_another_plan_is_refused(small_world, tmp_path):
+    plan = replace(PLAN, arms=(Arm("alone"),), seeds=(0,))
+    first = list(run_plan(plan, root=tmp_path))
+    assert [each["predictions"] for each in run_plan(plan, root=tmp_path)] == [first[0]["predictions"]]
+    other = replace(plan, recipe=replace(TINY, learning_rate=0.01))
+    with pytest.raises(ConfigError, match="give --folder"):
+        list(run_plan(other, root=tmp_path))
+
+
 def test_arms_differ_in_start_bits_and_teacher(small_world, tmp_path):
     def made(**settings):
         return student_of(PLAN, Arm("x", **settings), 3, small_world)

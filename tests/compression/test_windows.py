@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from quantlib.compression.factorized import Plan, factorize, factorized
-from quantlib.compression.windows import second_moments
+from quantlib.compression.windows import logit_influence, second_moments
 from quantlib.errors import ConfigError
 
 
@@ -76,3 +76,6 @@ def test_same_seed_same_moments_and_refusals():
     model.forward = lambda x: model[1](model[0](x))
     with pytest.raises(ConfigError, match="never runs unused"):
         second_moments(model, data, ["0", "unused"])
+    model.forward = lambda x: model[1](model[0](x)).flatten(1)
+    with pytest.raises(ConfigError, match="do not depend on unused"):
+        logit_influence(model, data, ["0", "unused"])

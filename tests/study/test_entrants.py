@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from quantlib.errors import ConfigError
-from quantlib.study.entrants import ENTRANTS, FAMILIES, Answering, Shelf, line_up
+from quantlib.study.entrants import ENTRANTS, Answering, Shelf, line_up
+from quantlib.study.figures import nb19
 from quantlib.subject import data
 
 
@@ -14,8 +15,8 @@ def shelf(tmp_path_factory):
     return Shelf(lambda name, load: load(name), images, tmp_path_factory.mktemp("shelf"))
 
 
-def test_every_entrant_has_a_family():
-    assert {family for family, _ in ENTRANTS.values()} == set(FAMILIES)
+def test_every_family_has_a_look():
+    assert {family for family, _ in ENTRANTS.values()} == set(nb19.FAMILY)
 
 
 def test_a_small_network_in_float_and_in_integers(shelf):

@@ -55,3 +55,6 @@ def test_a_finished_run_is_only_loaded(tmp_path, capsys):
     x = torch.randn(2, 3, 16, 16)
     assert torch.equal(trained(first)(x), trained(again)(x))
     assert "epoch" not in capsys.readouterr().out
+    torch.manual_seed(5)  # whatever was drawn before, a variant starts from the same weights
+    other = train_variant("with_squeeze", recipe, images, images, tmp_path / "other")
+    assert torch.equal(trained(first)(x), trained(other)(x))

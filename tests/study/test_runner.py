@@ -69,12 +69,16 @@ def test_time_out_stops_the_notebook_and_its_kernel(small_course, notebook, caps
         small_course / "notebooks/01_alpha.ipynb",
         "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(600)",
     )
+    old = small_course / "build/study/quick/01_alpha.html"
+    old.parent.mkdir(parents=True)
+    old.write_text("an earlier success")
     began = time.monotonic()
     assert runner.main(["--only", "01"]) == 1
     assert time.monotonic() - began < 60
     said = capsys.readouterr().out
     assert "stopped at its limit of 18 s" in said and "| time.sleep(600)" in said
     assert gone(int((small_course / "notebooks/pid").read_text()))
+    assert not list((small_course / "build/study/quick").glob("01*.html"))  # nor a page of an earlier run
 
 
 def test_interrupt_keeps_what_is_finished(small_course, notebook):
@@ -96,7 +100,8 @@ def test_interrupt_keeps_what_is_finished(small_course, notebook):
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "Finished notebooks are kept" in said and "Traceback" not in said
-    assert (small_course / "build/study/quick/index.html").is_file()
+    page = (small_course / "build/study/quick/index.html").read_text()
+    assert "earlier" not in page
     state = json.loads((small_course / "build/study/quick/.state.json").read_text())
     assert "01" in state and "02" not in state
     assert json.loads((small_course / "build/study/quick/records/01.json").read_text())["status"] == "ok"

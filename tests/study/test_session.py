@@ -139,6 +139,15 @@ def test_scores_and_claims(small_course, measured, capsys):
         run.check("two is three", 2 == 3)
 
 
+def test_a_claim_that_an_earlier_run_settled_stays_until_it_is_settled_anew(small_course, measured):
+    path = small_course / "build/results/quick/claims_01.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("id,text,verdict,evidence\nanother,Another.,holds,before\n")
+    for verdict in ("holds", "fails"):
+        study.start("01").claim("first", verdict, "seen")
+    assert pd.read_csv(path).set_index("id")["verdict"].to_dict() == {"another": "holds", "first": "fails"}
+
+
 def test_headline_is_updated_in_place(small_course):
     run = study.start("01", profile="full")
     for name, value in (("a", 1.0), ("b", 2.0), ("a", 3.0)):

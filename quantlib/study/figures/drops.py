@@ -31,27 +31,29 @@ def drop_lines(ax: Axes, drops: pd.DataFrame, x: str, room: float = 0.45, sway: 
     plots.label_lines(ax, ends)
 
 
-def drop_points(table: pd.DataFrame) -> Figure:
-    """A point and a paired 95 % interval for each method; table: columns method, value, low, high, n."""
-    table = table.reset_index(drop=True)
-    worse = [plots.look(str(name)).label for name in table.loc[table["low"] > 0, "method"]]
-    made, ax = plots.canvas(
-        f"Measurably worse than FP32 at 8 bits: {', '.join(worse) or 'none'}",
-        "accuracy lost against FP32 (points; left of 0 is a gain)",
-        figsize=(6.5, 1.2 + 0.4 * len(table)),
-    )
+def drop_points(drops: pd.DataFrame, title: str, note: str = "") -> Figure:
+    """A point with its paired interval for each row (method, value, low, high, n), minutes beside it."""
+    table = drops.reset_index(drop=True)
+    made, ax = plots.canvas(title, "points lost against FP32", figsize=(6.5, 1.2 + 0.36 * len(table)))
     places = np.arange(len(table))[::-1]
     for place, row in zip(places, table.itertuples(), strict=True):
         face = plots.look(str(row.method))
         ax.plot([row.low, row.high], [place, place], color=face.colour, linewidth=2)
-        ax.plot(row.value, place, color=face.colour, marker=face.marker, markersize=8)
-        ax.annotate(
-            f"{row.value:+.2f}", (row.value, place), xytext=(0, 8), textcoords="offset points",
-            ha="center", fontsize=8.5,
-        )  # fmt: skip
+        ax.plot(row.value, place, color=face.colour, marker=face.marker, markersize=7)
+        text = f"{row.value:+.2f}" + (f", {row.minutes:.0f} min" if getattr(row, "minutes", 0) >= 0.5 else "")
+        right = max(row.high, row.value)
+        ax.annotate(text, (right, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
     ax.axvline(0, color=plots.colour("fp32"), linewidth=1)
     ax.set_yticks(places, [plots.look(str(name)).label for name in table["method"]])
-    ax.set_ylim(-0.6, len(table) - 0.2)
+    ax.set_ylim(-0.6, len(table) - 0.4)
+    ax.margins(x=0.22)
     ax.grid(axis="y", visible=False)
-    plots.caption(made, f"n = {int(table['n'].max()):,} test images, paired; 95 % bootstrap intervals")
+    plots.caption(made, f"n = {int(table['n'].max()):,}, paired, 95 % intervals{note}")
     return made
+
+
+def worse_than_fp32(accuracy: pd.DataFrame) -> Figure:
+    """`drop_points` of what 8 bits cost, under a title that names the methods measurably worse than FP32."""
+    drops = accuracy[accuracy["metric"] == "drop"]
+    worse = [plots.look(str(name)).label for name in drops.loc[drops["low"] > 0, "method"]]
+    return drop_points(drops, f"Measurably worse than FP32 at 8 bits: {', '.join(worse) or 'none'}")

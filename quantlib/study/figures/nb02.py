@@ -93,6 +93,7 @@ def uniformity_by_layer(uniformity: pd.DataFrame) -> Figure:
             0.03, height, plots.look(kind).label, color=plots.colour(kind), fontweight="bold",
             transform=axes[0].transAxes,
         )  # fmt: skip
-    plots.set_title(made, "Weights are nearer to the uniform law (dashed) than activations, and far from it")
+    ahead = "Weights" if min(shares.values()) > 0.5 else "Not always weights"
+    plots.set_title(made, f"{ahead} are nearer to the uniform law (dashed) than activations")
     plots.caption(made, f"{len(wide)} layers; activations after the ReLU where there is one")
     return made

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from quantlib.study import plots
-from quantlib.study.figures.drops import drop_points
+from quantlib.study.figures.drops import worse_than_fp32
 from quantlib.study.figures.registry import figure
 from quantlib.study.figures.speed import speed_panels
 from quantlib.study.palette import BLUE, GREEN, GREY, ORANGE, VERMILLION
@@ -37,7 +37,7 @@ def sqnr_by_layer(layers: pd.DataFrame) -> Figure:
 @figure("07_accuracy", "07_accuracy")
 def drop_by_method(accuracy: pd.DataFrame) -> Figure:
     """Points lost against FP32 on the same images, with the interval of the paired difference."""
-    return drop_points(accuracy[accuracy["metric"] == "drop"])
+    return worse_than_fp32(accuracy)
 
 
 @figure("07_speed", "07_speed")

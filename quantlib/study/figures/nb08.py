@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from quantlib.study import plots
-from quantlib.study.figures.drops import drop_points
+from quantlib.study.figures.drops import worse_than_fp32
 from quantlib.study.figures.registry import figure
 from quantlib.study.figures.speed import speed_panels
 
@@ -12,7 +12,7 @@ from quantlib.study.figures.speed import speed_panels
 @figure("08_accuracy", "08_accuracy")
 def drop_by_framework(accuracy: pd.DataFrame) -> Figure:
     """Points lost against FP32 on the same images, with the interval of the paired difference."""
-    return drop_points(accuracy[accuracy["metric"] == "drop"])
+    return worse_than_fp32(accuracy)
 
 
 @figure("08_conventions", "08_conventions")

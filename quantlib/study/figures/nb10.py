@@ -6,29 +6,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from quantlib.study import plots
+from quantlib.study.figures.drops import drop_points
 from quantlib.study.figures.registry import figure
 from quantlib.study.palette import BLUE, GREY, ORANGE, VERMILLION
-
-
-def points(drops: pd.DataFrame, title: str, xlabel: str, note: str = "") -> Figure:
-    """A point with its paired interval for each row (method, value, low, high, n), minutes beside it."""
-    table = drops.reset_index(drop=True)
-    made, ax = plots.canvas(title, xlabel, figsize=(6.5, 1.2 + 0.36 * len(table)))
-    places = np.arange(len(table))[::-1]
-    for place, row in zip(places, table.itertuples(), strict=True):
-        face = plots.look(str(row.method))
-        ax.plot([row.low, row.high], [place, place], color=face.colour, linewidth=2)
-        ax.plot(row.value, place, color=face.colour, marker=face.marker, markersize=7)
-        text = f"{row.value:+.2f}" + (f", {row.minutes:.0f} min" if getattr(row, "minutes", 0) >= 0.5 else "")
-        right = max(row.high, row.value)
-        ax.annotate(text, (right, place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
-    ax.axvline(0, color=plots.colour("fp32"), linewidth=1)
-    ax.set_yticks(places, [plots.look(str(name)).label for name in table["method"]])
-    ax.set_ylim(-0.6, len(table) - 0.4)
-    ax.margins(x=0.22)
-    ax.grid(axis="y", visible=False)
-    plots.caption(made, f"n = {int(table['n'].max()):,}, paired, 95 % intervals{note}")
-    return made
 
 
 def drops_of(table: pd.DataFrame, **columns: object) -> pd.DataFrame:
@@ -85,7 +65,7 @@ def ladder(table: pd.DataFrame) -> Figure:
     best, plain = rescued.loc[rescued["value"].idxmin()], rows.set_index("method").loc["nearest", "value"]
     name = plots.look(str(best["method"])).label
     title = f"W{w}A{a}: nearest rounding loses {plain:.1f} points,\n{name} {best['value']:.1f}"
-    return points(rows, title, "points lost against FP32", "; adds in FP32, ends at 8 bits")
+    return drop_points(rows, title, "; adds in FP32, ends at 8 bits")
 
 
 def fallen(ax: Axes, before: pd.Series, after: pd.Series, labels: tuple[str, str]) -> None:
