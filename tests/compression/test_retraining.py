@@ -118,6 +118,9 @@ def test_recipes_are_complete_and_mistakes_are_named(tmp_path: Path) -> None:
     path.write_text('model = "resnet20"\nstages = [[1, 32]]\n[pruning]\nfinal = 0.5\nspeed = 1\n')
     with pytest.raises(ConfigError, match="speed"):
         load_pruning_recipe(str(path))
+    path.write_text('model = "resnet20"\nstages = [[1, 32]]\n[pruning]\nrepair = 3\n')
+    with pytest.raises(ConfigError, match="lacks final"):
+        load_pruning_recipe(str(path))
     with pytest.raises(ConfigError, match="pruning"):
         training.load_recipe("resnet50_pruned90")
 

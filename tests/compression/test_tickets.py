@@ -129,6 +129,10 @@ def test_another_plan_has_another_folder_and_mistakes_have_their_sentence(tmp_pa
         Plan(RECIPE, (1.5,))
     with pytest.raises(ConfigError, match="luck"):
         load_plan("resnet20_ticket", luck=7)
+    path = tmp_path / "mine.toml"
+    path.write_text('model = "resnet20"\nstages = [[1, 32]]\n[tickets]\nseeds = [0]\n')
+    with pytest.raises(ConfigError, match="lacks deciding"):
+        load_plan(str(path))
     assert main(["--recipe", "resnet20"]) == 1
 
 
