@@ -80,7 +80,8 @@ def layer_costs(model: Integer, x: Tensor) -> dict[str, Cost]:
             out, weight = seen[name], module.weight
             values = seen[inputs[0]].numel() + weight.numel() + out.numel()
             operations = 2 * products(module, seen[inputs[0]])
-            costs[name] = Cost(operations, values + 7 * len(weight), 4 * values)
+            channels = len(weight)  # int8: an int32 offset and a float32 multiplier each; float32: a bias
+            costs[name] = Cost(operations, values + 8 * channels, 4 * (values + channels))
     return costs
 
 

@@ -33,7 +33,7 @@ def test_costs_by_hand(reference):
     conv = costs["conv2"]
     assert conv.operations == 2 * 2 * (8 * 16) * (7 * 3 + 2) ** 2
     values = 2 * 8 * 256 + 16 * 8 * 9 + 2 * 16 * 64
-    assert conv.bytes_int8 == values + 7 * 16 and conv.bytes_fp32 == 4 * values
+    assert conv.bytes_int8 == values + 8 * 16 and conv.bytes_fp32 == 4 * (values + 16)
     assert costs["fc"].operations == 2 * 2 * 16 * 10
 
 

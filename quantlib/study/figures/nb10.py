@@ -133,6 +133,18 @@ def targets(table: pd.DataFrame) -> Figure:
         "points lost against FP32",
         figsize=(6.5, 1.2 + 0.42 * len(names)),
     )
+    _both_roles(ax, rows, names, wanted)
+    _finish_targets(ax, rows, names)
+    plots.caption(
+        made,
+        "squares: nearest rounding, dots: rescued, upright strokes: the goal; "
+        f"n = {int(rows['n'].max()):,}, paired, 95 % intervals; scale linear up to 1",
+    )
+    return made
+
+
+def _both_roles(ax: Axes, rows: pd.DataFrame, names: list[str], wanted: pd.Series) -> None:
+    """For each target a square for nearest rounding, a dot for the rescued network, a stroke for the goal."""
     for place, name in zip(np.arange(len(names))[::-1], names, strict=True):
         for role, colour, marker, shift in (("nearest", GREY, "s", 0.13), ("rescued", BLUE, "o", -0.13)):
             row = rows[(rows["target"] == name) & (rows["role"] == role)].iloc[0]
@@ -145,6 +157,10 @@ def targets(table: pd.DataFrame) -> Figure:
                 )  # fmt: skip
         if np.isfinite(wanted[name]):
             ax.plot([wanted[name]] * 2, [place - 0.32, place + 0.32], color=VERMILLION, linewidth=1.5)
+
+
+def _finish_targets(ax: Axes, rows: pd.DataFrame, names: list[str]) -> None:
+    """Scale, ticks, names."""
     ax.set_xscale("symlog", linthresh=1)
     low, high = rows["low"].min(), rows["high"].max()
     ticks = [tick for tick in (-50, -20, -5, -2, -1, 0, 1, 2, 5, 20, 50) if low <= tick <= high]
@@ -155,12 +171,6 @@ def targets(table: pd.DataFrame) -> Figure:
     ax.set_ylim(-0.6, len(names) - 0.4)
     ax.margins(x=0.12)
     ax.grid(axis="y", visible=False)
-    plots.caption(
-        made,
-        "squares: nearest rounding, dots: rescued, upright strokes: the goal; "
-        f"n = {int(rows['n'].max()):,}, paired, 95 % intervals; scale linear up to 1",
-    )
-    return made
 
 
 def _said(target: str) -> str:
