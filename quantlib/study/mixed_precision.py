@@ -12,30 +12,34 @@ from torch import fx
 from quantlib.quantization.allocation import Table, allocate
 from quantlib.quantization.graph import kind
 from quantlib.quantization.low_bits import activation_scheme, weight_scheme
+from quantlib.quantization.metrics import rank_correlation
 from quantlib.quantization.qconfig import QConfig
-from quantlib.quantization.sensitivity import layer_sensitivity
+from quantlib.quantization.sensitivity import Sensitivity, layer_sensitivity
 from quantlib.quantization.sites import site_name, source
 from quantlib.quantization.workflow import Prepared, prepare
 from quantlib.subject.data import Images, batches
 
+Costs = dict[str, dict[int, Sensitivity]]
+"""By layer and bits, what it costs that this layer alone has so few."""
+
 
 def label_free_costs(
     graph: fx.GraphModule, images: Images, widths: Sequence[int], part: str, seen: Prepared | None = None
-) -> dict[str, dict[int, float]]:
+) -> Costs:
     """What each layer's bits cost: the divergence of the answers from the float network's own.
 
         cost = mean over images of  sum over classes  p log(p / q),  p in float, q with one layer rounded
 
-    costs[layer][bits], 0 or more, for weights or for activations (`part`, whose ranges come from the
-    calibrated `seen`; those that no layer reads are left out, as "mixed" never rounds them). Needs no label.
-    Introduced in notebook 10.
+    It is the `loss_rise` of [layer][bits], in nats, for weights or for activations (`part`, whose ranges come
+    from the calibrated `seen`; those that no layer reads are left out, as "mixed" never rounds them). Needs
+    no label. Introduced in notebook 10.
     """
     with torch.no_grad():
         answers = torch.cat([graph(x).softmax(1) for x, _ in batches(images)])
     layers = [node for node in graph.graph.nodes if kind(node) in ("conv", "linear")]
     read = {site_name(source(node.args[0])) for node in layers}
     own = replace(images, labels=answers)
-    found: dict[str, dict[int, float]] = {}
+    found: Costs = {}
     for bits in widths:
         scheme = weight_scheme(bits, ratios=10) if part == "weight" else activation_scheme(bits)
         prepared = prepare(graph, QConfig(scheme, None) if part == "weight" else QConfig(None, scheme))
@@ -44,8 +48,27 @@ def label_free_costs(
             assert seen is not None
             prepared.set_observer(name, seen.activations[name].with_bits(bits))
         for row in layer_sensitivity(prepared, own, part).layers:
-            found.setdefault(row.layer, {})[bits] = max(row.loss_rise, 0.0)
+            found.setdefault(row.layer, {})[bits] = row
     return found
+
+
+def divergences(found: Costs) -> dict[str, dict[int, float]]:
+    """The costs as numbers, 0 or more, for `spend`. Introduced in notebook 10."""
+    return {
+        name: {bits: max(row.loss_rise, 0.0) for bits, row in rows.items()} for name, rows in found.items()
+    }
+
+
+def ranks(found: Costs, bits: int) -> dict[str, float]:
+    """How well a cheap measure ranks the layers: "sqnr" of the rounded tensor and "output_sqnr", -1 to 1.
+
+    Spearman's correlation of each (its sign turned: a high SQNR is harmless) with the divergence at `bits`.
+    Introduced in notebook 10.
+    """
+    rows = [choices[bits] for choices in found.values()]
+    harm = [row.loss_rise for row in rows]
+    measures = {"sqnr": [-row.sqnr_db for row in rows], "output_sqnr": [-row.output_sqnr_db for row in rows]}
+    return {name: rank_correlation(values, harm) for name, values in measures.items()}
 
 
 def spend(costs: Table, sizes: Mapping[str, int], average: float) -> dict[str, int]:

@@ -65,7 +65,7 @@ def test_titles_say_what_the_table_says(sweep):
     assert "ACIQ loses 4.0 points, min-max 8.0" in title(nb09.drop_by_observer(sweep))
 
 
-def test_ranked_layers_and_files():
+def test_ranked_layers():
     rises = {"a": 1.0, "b": 0.5, "c": 0.3, "d": 0.2}
     rows = [
         results.row("layer_alone", "loss_rise", value, n=300, layer=name, bits_weight=2)
@@ -78,5 +78,3 @@ def test_ranked_layers_and_files():
     assert title(nb09.ranked_layers(pd.DataFrame(rows))).startswith(
         "Three layers make 90 % of the loss at 2 bits"
     )
-    sizes = [results.row("x", "megabytes", value, bits_weight=bits) for bits, value in ((32, 94.0), (2, 6.0))]
-    assert title(nb09.files_on_disk(pd.DataFrame(sizes))) == "From 94.0 to 6.0 MB: 15.7 times smaller"

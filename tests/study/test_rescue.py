@@ -10,7 +10,7 @@ from quantlib.quantization.low_bits import low_bit_qconfig, weight_scheme
 from quantlib.quantization.qconfig import QConfig
 from quantlib.quantization.workflow import calibrate, convert, prepare
 from quantlib.study import ptq, rescue
-from quantlib.study.mixed_precision import allocation, label_free_costs, spend
+from quantlib.study.mixed_precision import allocation, divergences, label_free_costs, ranks, spend
 from quantlib.study.rescue import METHODS, TARGETS, Rescue, columns_of, rescue_setting
 from quantlib.subject import data
 from quantlib.subject.data import batches
@@ -96,7 +96,8 @@ def test_targets_and_columns(tiny):
 
 def test_mixed_precision_from_costs_to_a_network(tiny):
     images = data.load("calibration").take(8, seed=0)
-    blind = label_free_costs(tiny, images, [8, 2], "weight")
+    found = label_free_costs(tiny, images, [8, 2], "weight")
+    blind = divergences(found)
     assert set(blind) == {"conv1", "conv2", "shortcut", "conv3", "fc"}
     assert all(0 <= choices[8] <= choices[2] + 1e-3 for choices in blind.values())
     assert any(choices[2] > 1e-4 for choices in blind.values())
@@ -107,7 +108,10 @@ def test_mixed_precision_from_costs_to_a_network(tiny):
     divergence = torch.nn.functional.kl_div(q, p, reduction="batchmean", log_target=True)
     assert blind["conv1"][2] == pytest.approx(float(divergence), rel=1e-3)
     shuffled = data.Images(images.pixels, images.labels.flip(0), images.split, images.source)
-    assert label_free_costs(tiny, shuffled, [8, 2], "weight") == blind  # no label is looked at
+    assert divergences(label_free_costs(tiny, shuffled, [8, 2], "weight")) == blind  # no label is looked at
+    harm = np.argsort(np.argsort([blind[name][2] for name in blind]))
+    noise = np.argsort(np.argsort([-found[name][2].output_sqnr_db for name in blind]))
+    assert ranks(found, 2)["output_sqnr"] == pytest.approx(np.corrcoef(harm, noise)[0, 1])
     amount = rescue.counted("tiny")
     given = spend(blind, amount.weights, average=5)
     size = sum(amount.weights[name] * bits for name, bits in given.items())

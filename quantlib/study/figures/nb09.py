@@ -1,6 +1,5 @@
 """Figures of notebook 09: how many bits weights and activations need, and which layer needs them most."""
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -146,24 +145,4 @@ def ranked_layers(sensitivity: pd.DataFrame) -> Figure:
     plots.caption(
         made, f"weight of one layer alone at {low} bits, the {len(first)} worst of {len(wide)}; n = {n:,}"
     )
-    return made
-
-
-@figure("09_size", "09_size")
-def files_on_disk(size: pd.DataFrame) -> Figure:
-    """Megabytes on disk of the packed files, against float32 and int8."""
-    table = size[size["metric"] == "megabytes"].reset_index(drop=True)
-    ratio = table["value"].max() / table["value"].min()
-    made, ax = plots.canvas(
-        f"From {table['value'].max():.1f} to {table['value'].min():.1f} MB: {ratio:.1f} times smaller",
-        "megabytes", figsize=(6.5, 1.0 + 0.36 * len(table)),
-    )  # fmt: skip
-    places = np.arange(len(table))[::-1]
-    ax.barh(places, table["value"], color=[GREY if bits == 32 else BLUE for bits in table["bits_weight"]])
-    for place, value in zip(places, table["value"], strict=True):
-        ax.annotate(f"{value:.2f}", (value, place), xytext=(4, 0), textcoords="offset points", va="center")
-    ax.set_yticks(places, ["float32" if bits == 32 else f"{bits} bits" for bits in table["bits_weight"]])
-    ax.grid(axis="y", visible=False)
-    ax.margins(x=0.1)
-    plots.caption(made, "ResNet-50: weights, biases, scales, and the description of the graph")
     return made
