@@ -206,11 +206,13 @@ def heatmap(
     import seaborn  # here, because it takes half a second and few figures need it
 
     grid = np.asarray(values, dtype=float)
+    across, down = ax.get_xlabel(), ax.get_ylabel()  # seaborn would clear them
     said = np.array([[form.format(value) for value in row] for row in grid])
     seaborn.heatmap(
         grid, ax=ax, annot=said, fmt="", cmap="cividis", xticklabels=list(columns), yticklabels=list(rows),
         annot_kws={"fontsize": 8}, cbar_kws={"label": unit},
     )  # fmt: skip
+    ax.set(xlabel=across, ylabel=down)
     ax.tick_params(length=0, rotation=0)
 
 

@@ -36,7 +36,9 @@ def everything():
     plots.bars_with_intervals(axes[0, 1], table().iloc[:3])
     rng = np.random.default_rng(0)
     plots.histograms(axes[1, 0], {"weights": rng.normal(size=500), "activations": rng.exponential(size=500)})
+    axes[1, 1].set(xlabel="across", ylabel="down")
     plots.heatmap(axes[1, 1], np.arange(6.0).reshape(2, 3), ["a", "b"], ["x", "y", "z"], unit="dB")
+    assert (axes[1, 1].get_xlabel(), axes[1, 1].get_ylabel()) == ("across", "down")
     plots.caption(figure, "n = 3")
     return figure
 
