@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,7 +21,6 @@ class Judging:
     def __init__(self, course: Course, number: str, profile: str) -> None:
         self.course, self.number, self.profile = course, number, profile
         self._scores: dict[str, dict[str, Any]] = {}
-        self._claims: dict[str, dict[str, Any]] = {}
 
     def score(self, name: str, predicted: float, measured: float, within: float, unit: str = "") -> bool:
         """Print and record a prediction beside its measurement; a wrong one stays and stops nothing."""
@@ -33,7 +32,7 @@ class Judging:
             "name": name, "predicted": float(predicted), "measured": float(measured),
             "tolerance": float(within), "within": right, "unit": unit,
         }  # fmt: skip
-        self._write("scores", self._scores)
+        results.write_table(self._path("scores"), pd.DataFrame(list(self._scores.values())))
         return right
 
     def check(self, sentence: str, truth: object) -> None:
@@ -52,17 +51,12 @@ class Judging:
         if verdict not in VERDICTS:
             raise StudyError(f"There is no verdict {verdict!r}; choose one of {', '.join(VERDICTS)}.")
         entry = {"id": identity, "text": claim.text, "verdict": verdict, "evidence": evidence}
-        self._claims[identity] = entry
-        self._write("claims", self._claims)
+        # One by one: a run that is stopped after its first claim must not cost the others.
+        results.upsert(self._path("claims"), pd.DataFrame([entry]), "id")
         print(f'"{claim.text}" {verdict}: {evidence}')
 
-    def _write(self, kind: str, entries: Mapping[str, Mapping[str, Any]]) -> None:
-        path = results.folder(self.profile, self.course.root) / f"{kind}_{self.number}.csv"
-        frame = pd.DataFrame(list(entries.values()))
-        if kind == "claims":  # a run that is stopped after its first claim must not cost the others
-            results.upsert(path, frame, "id")
-        else:
-            results.write_table(path, frame)
+    def _path(self, kind: str) -> Path:
+        return results.folder(self.profile, self.course.root) / f"{kind}_{self.number}.csv"
 
 
 def _unit(unit: str) -> str:
