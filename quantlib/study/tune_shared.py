@@ -89,6 +89,7 @@ def tune(options: argparse.Namespace) -> None:
     start = checkpoints.load_checkpoint(options.start)
     skeleton = attach(start, started(folder / "start.pt", options, recipe.seed))
     measure_norms(skeleton, options)
+    options.teacher = options.teacher or checkpoints.checkpoint_info(options.start)["model"]
     taught = Taught(checkpoints.load_checkpoint(options.teacher))
     if options.repair:
         shown = data.load("calibration", source="full", root=options.data).sample(REPAIR_IMAGES, recipe.seed)
@@ -114,6 +115,7 @@ def write(name: str, network: nn.Module, options: argparse.Namespace, epochs: in
     entry = {
         "file": path.name, "bytes": report.bytes, "sha256": checkpoints.sha256(path), "start": options.start,
         "start_sha256": info["sha256"], "clusters": options.clusters, "epochs": epochs,
+        "teacher": options.teacher, "repair": options.repair,
         "validation_accuracy": result.accuracy, "validation_n": result.n,
     }  # fmt: skip
     enter_compressed(name, entry, folder)
@@ -128,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser, "resnet50_shared")
     parser.set_defaults(no_compile=True)
     parser.add_argument("--start", default="resnet50", help="the checkpoint whose weights are shared")
-    parser.add_argument("--teacher", default="resnet50", help="the float32 checkpoint that teaches")
+    parser.add_argument("--teacher", help="the checkpoint that teaches (default: that of the same model)")
     parser.add_argument("--megabytes", type=float, required=True, help="entropy of all indices")
     parser.add_argument("--clusters", type=int, default=16, help="shared values a layer, beside zero")
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")

@@ -6,7 +6,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from quantlib.compression.codebook import LookUp, attach, codebooks, detach, weights_of, with_weights
+from quantlib.compression.codebook import (
+    LookUp,
+    attach,
+    by_count,
+    by_product,
+    codebooks,
+    detach,
+    weights_of,
+    with_weights,
+)
 from quantlib.compression.huffman import entropy_bits
 from quantlib.compression.rate import importance, price_of_size, share_network
 from quantlib.compression.sharing import Shared, share
@@ -38,6 +47,13 @@ def test_gradient_is_summed_by_cluster_as_torch_does_it():
     assert torch.allclose(ours, theirs) and ours[4] == 0
     assert ours[1] == pytest.approx(weights[index == 1].sum().item())
     assert torch.autograd.gradcheck(lambda c: LookUp.apply(c, index).sin(), codebook)
+
+
+@pytest.mark.parametrize("add", [by_count, by_product])
+def test_both_ways_to_sum_by_cluster(add):
+    values, index = torch.tensor([1.0, 2.0, 4.0, -8.0]), torch.tensor([2, 0, 2, 3], dtype=torch.int32)
+    assert add(values, index, 5).tolist() == [2.0, 0.0, 5.0, -8.0, 0.0]
+    assert add(values, index, 5).dtype == values.dtype
 
 
 def test_a_step_by_hand():

@@ -42,7 +42,8 @@ def test_shared_tuned_resumed_and_listed(tmp_path, monkeypatch, capsys):
     assert tune_shared.main([*command, "--clusters", "4"]) == 1
     assert "clusters 8" in capsys.readouterr().err
     entry = compressed_files(into)["resnet20_0.07mb"]
-    assert entry["epochs"] == 1 and entry["bytes"] == len(first) and 70_000 < len(first) < 80_000
+    assert entry["epochs"] == 1 and entry["teacher"] == "resnet20"  # the trained network of the same kind
+    assert entry["repair"] == 2 and entry["bytes"] == len(first) and 70_000 < len(first) < 80_000
     assert (into / entry["file"]).read_bytes() == first
     network = decompress(into / entry["file"])
     distinct = {name: len(weight.unique()) for name, weight in weights_of(network).items()}
