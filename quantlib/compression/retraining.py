@@ -31,7 +31,7 @@ from quantlib.subject.data import Images
 from quantlib.subject.hooks import Hooks
 from quantlib.subject.models import build
 from quantlib.subject.publish import publish
-from quantlib.subject.recipe import Recipe, read_settings, recipe_of
+from quantlib.subject.recipe import Recipe, read_table
 from quantlib.subject.state import load_best
 from quantlib.subject.training import Trainer
 
@@ -146,18 +146,11 @@ def load_pruning_recipe(name_or_path: str) -> tuple[Recipe, Pruning]:
 
     Introduced in notebook 11.
     """
-    name, settings = read_settings(name_or_path)
-    if "pruning" not in settings:
-        raise ConfigError(f"{name}.toml has no [pruning] table; quantlib.subject.training trains it.")
-    own = settings.pop("pruning")
-    unknown = set(own) - set(Pruning.__dataclass_fields__)
-    if unknown:
-        raise ConfigError(f"[pruning] of {name}.toml has unknown settings: {', '.join(sorted(unknown))}")
-    if "final" not in own:
-        raise ConfigError(f"[pruning] of {name}.toml lacks final, the share of the weights to drop.")
+    needs = {"final": "the share of the weights to drop"}
+    recipe, own = read_table(name_or_path, "pruning", Pruning.__dataclass_fields__, needs)
     pruning = Pruning(**own)
     pruning.schedule  # noqa: B018  (a schedule that cannot be is refused before any work is done)
-    return recipe_of(name, settings), pruning
+    return recipe, pruning
 
 
 def retrain(

@@ -10,7 +10,7 @@ from quantlib.subject import checkpoints
 from quantlib.subject.campaign import campaign_images
 from quantlib.subject.data import Images
 from quantlib.subject.layout import cache_folder
-from quantlib.subject.recipe import Recipe, read_settings, recipe_of
+from quantlib.subject.recipe import Recipe, read_table
 
 TEACHERS = ("", "answers", "crops", "joint")
 """Who teaches a student: nobody, kept answers, the teacher on the student's crops, a twin beside it."""
@@ -86,12 +86,10 @@ class Plan:
 
 def load_plan(name_or_path: str) -> Plan:
     """The plan of a recipe with a [students] table; ConfigError for one without, or with unknown settings."""
-    name, settings = read_settings(name_or_path)
-    table = settings.pop("students", None)
-    if not table:
-        raise ConfigError(f"{name}.toml has no [students] table; try resnet20_student.")
+    needs = {"arms": "a list of tables, [[students.arms]], one for each way to train"}
+    recipe, own = read_table(name_or_path, "students", set(Plan.__dataclass_fields__) - {"recipe"}, needs)
     try:
-        arms = tuple(Arm(**arm) for arm in table.pop("arms"))
-        return Plan(recipe_of(name, settings), arms, seeds=tuple(table.pop("seeds", (0,))), **table)
-    except (TypeError, KeyError) as error:
-        raise ConfigError(f"[students] of {name}.toml lacks or misnames a setting: {error}.") from None
+        arms = tuple(Arm(**arm) for arm in own.pop("arms"))
+    except TypeError as error:
+        raise ConfigError(f"An arm of {recipe.name}.toml lacks or misnames a setting: {error}.") from None
+    return Plan(recipe, arms, seeds=tuple(own.pop("seeds", (0,))), **own)

@@ -4,7 +4,6 @@ python -m quantlib.compression.students --recipe resnet20_low_bit
 """
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
@@ -27,14 +26,15 @@ from quantlib.subject.campaign import (
     keep_result,
     kept_result,
     kept_results,
+    of_one_plan,
     report_runs,
     side_by_side,
     take_over,
 )
-from quantlib.subject.command import check_start, run_command
+from quantlib.subject.command import run_command
 from quantlib.subject.data import Images
 from quantlib.subject.evaluation import Evaluation, classes, evaluate, predictions_of
-from quantlib.subject.files import replace_atomically, write_atomically
+from quantlib.subject.files import replace_atomically
 from quantlib.subject.hooks import Hooks
 from quantlib.subject.models import build
 from quantlib.subject.publish import save_measured
@@ -123,18 +123,10 @@ def run_one(
 
 def finished(plan: Plan, root: Path | None = None) -> list[dict[str, Any]]:
     """The results that are there, in the plan's order, without training any; ConfigError for others' ones."""
-    return kept_results(
-        root or plan.folder(), {folder_name(arm, seed): asdict(arm) for arm, seed in plan.runs()}
-    )
-
-
-def of_one_plan(root: Path, plan: str) -> None:
-    """Mark a folder as this plan's; ConfigError when it is marked as another's."""
-    mark, made = root / "plan.json", {"plan": plan}
-    if mark.exists():
-        check_start(mark, json.loads(mark.read_text()), made)
-    else:
-        write_atomically(mark, json.dumps(made))
+    root = root or plan.folder()
+    if root.exists():
+        of_one_plan(root, plan.folder().name)
+    return kept_results(root, {folder_name(arm, seed): asdict(arm) for arm, seed in plan.runs()})
 
 
 def run_plan(
@@ -178,9 +170,7 @@ def ship(plan: Plan, root: Path, data_root: str | None = None, into: Path | None
         "origin": f"taught by {plan.teacher}: `python -m quantlib.compression.students --recipe "
         f"{plan.recipe.name}`, arm {arm.name}, seed {plan.seeds[0]}",
     }  # fmt: skip
-    return save_measured(
-        model, f"{plan.recipe.model}_{arm.name}_cifar10", facts, validation, test, into=into
-    )
+    return save_measured(model, f"{plan.recipe.model}_{arm.name}_cifar10", facts, validation, test, into=into)
 
 
 def evaluation_of(plan: Plan, result: Mapping[str, Any], data_root: str | None = None) -> Evaluation:

@@ -25,6 +25,7 @@ from quantlib.subject.campaign import (
     keep_result,
     kept_result,
     kept_results,
+    of_one_plan,
     report_runs,
     side_by_side,
 )
@@ -115,6 +116,7 @@ def run_plan(
     Introduced in notebook 12.
     """
     root = root or plan.folder()
+    of_one_plan(root, plan.folder().name)
     yield from finished(plan, root)
     waiting = [trial for trial in plan.trials() if not (root / trial.name / RESULT).exists()]
     work = partial(run_trial, plan, root=root, data_root=data_root, device=device)

@@ -16,7 +16,7 @@ from quantlib.compression.pruning import Masks, magnitude_masks, masks_of, shuff
 from quantlib.errors import ConfigError
 from quantlib.subject.layout import cache_folder
 from quantlib.subject.models import build
-from quantlib.subject.recipe import Recipe, read_settings, recipe_of
+from quantlib.subject.recipe import Recipe, read_table
 from quantlib.subject.state import load_best
 
 CHAINS = ("ticket", "rewound", "retrained")
@@ -116,19 +116,12 @@ def load_plan(name_or_path: str, **changes: Any) -> Plan:
     Raises ConfigError for a recipe without the table or with a setting that is not known. Introduced in
     notebook 12.
     """
-    name, settings = read_settings(name_or_path)
-    if "tickets" not in settings:
-        raise ConfigError(f"{name}.toml has no [tickets] table; try resnet20_ticket.")
-    own = settings.pop("tickets") | changes
-    unknown = set(own) - set(Plan.__dataclass_fields__)
-    if unknown:
-        raise ConfigError(f"[tickets] of {name}.toml has unknown settings: {', '.join(sorted(unknown))}")
-    if "deciding" not in own:
-        raise ConfigError(f"[tickets] of {name}.toml lacks deciding, the shares that every seed runs with.")
+    known, needs = set(Plan.__dataclass_fields__), {"deciding": "the shares that every seed runs with"}
+    recipe, own = read_table(name_or_path, "tickets", known - {"recipe"}, needs, changes)
     fixed: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in own.items()
     }
-    return Plan(recipe_of(name, settings), **fixed)
+    return Plan(recipe, **fixed)
 
 
 def initial(model: str, seed: int) -> nn.Module:

@@ -15,7 +15,7 @@ from quantlib.errors import ConfigError
 from quantlib.subject import data
 from quantlib.subject.allocator import keep_freed_memory
 from quantlib.subject.checkpoints import ROOT
-from quantlib.subject.command import add_device
+from quantlib.subject.command import add_device, check_start
 from quantlib.subject.data import Images
 from quantlib.subject.files import write_atomically
 
@@ -101,6 +101,16 @@ def kept_results(folder: Path, runs: Mapping[str, Mapping[str, Any]]) -> list[di
     """The results that a campaign's folder holds, in the order of `runs`: settings by name of the folder."""
     found = (kept_result(folder / name / RESULT, settings) for name, settings in runs.items())
     return [result for result in found if result is not None]
+
+
+def of_one_plan(folder: Path, plan: str) -> None:
+    """Mark a campaign's folder as this plan's; ConfigError when it is marked as another's."""
+    mark, made = folder / "plan.json", {"plan": plan}
+    if mark.exists():
+        check_start(mark, json.loads(mark.read_text()), made)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(mark, json.dumps(made))
 
 
 def take_over(folder: Path, kept: Path = ROOT.parent / "results" / "unfinished") -> None:

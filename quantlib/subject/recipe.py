@@ -2,6 +2,7 @@
 
 import math
 import tomllib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from pathlib import Path
@@ -113,6 +114,31 @@ def read_settings(name_or_path: str) -> tuple[str, dict[str, Any]]:
         return path.stem, tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def read_table(
+    name_or_path: str, table: str, known: Collection[str], needs: Mapping[str, str],
+    changes: Mapping[str, Any] | None = None,
+) -> tuple[Recipe, dict[str, Any]]:  # fmt: skip
+    """A recipe that has a table of its own beside the settings of a Recipe, and that table.
+
+    known: what the table may say; needs: what it must say, and what each of these is; changes: replace what
+    it says. Raises ConfigError for a recipe without the table, and for a setting that is unknown or missing.
+    """
+    name, settings = read_settings(name_or_path)
+    if not settings.get(table):
+        having = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml") if _has_table(path, table)))
+        raise ConfigError(f"{name}.toml has no [{table}] table; these have one: {having}.")
+    own = {**settings.pop(table), **(changes or {})}
+    if unknown := set(own) - set(known):
+        raise ConfigError(f"[{table}] of {name}.toml has unknown settings: {', '.join(sorted(unknown))}")
+    if missing := next((setting for setting in needs if setting not in own), None):
+        raise ConfigError(f"[{table}] of {name}.toml lacks {missing}, {needs[missing]}.")
+    return recipe_of(name, settings), own
+
+
+def _has_table(path: Path, table: str) -> bool:
+    return table in tomllib.loads(path.read_text())
 
 
 def recipe_of(name: str, settings: dict[str, Any]) -> Recipe:

@@ -112,7 +112,7 @@ def test_recipes_are_complete_and_mistakes_are_named(tmp_path: Path) -> None:
         recipe, pruning = load_pruning_recipe(name)
         assert recipe.model == "resnet50" and pruning.final == final and recipe.start.startswith("resnet50")
         assert pruning.schedule(0.0) == final and pruning.repair and pruning.teacher == "resnet50"
-    with pytest.raises(ConfigError, match=r"no \[pruning\] table"):
+    with pytest.raises(ConfigError, match=r"no \[pruning\] table; these have one: .*resnet50_pruned90"):
         load_pruning_recipe("resnet50")
     path = tmp_path / "mine.toml"
     path.write_text('model = "resnet20"\nstages = [[1, 32]]\n[pruning]\nfinal = 0.5\nspeed = 1\n')

@@ -5,7 +5,14 @@ import time
 import pytest
 
 from quantlib.errors import ConfigError
-from quantlib.subject.campaign import RESULT, keep_result, kept_results, side_by_side, take_over
+from quantlib.subject.campaign import (
+    RESULT,
+    keep_result,
+    kept_results,
+    of_one_plan,
+    side_by_side,
+    take_over,
+)
 
 
 def double(run: int) -> int:
@@ -73,3 +80,11 @@ def test_results_of_other_settings_are_refused(tmp_path):
     assert [found["value"] for found in kept_results(tmp_path, runs)] == [1, 2]
     with pytest.raises(ConfigError, match="one holds a run with other settings"):
         kept_results(tmp_path, {"one": {"epochs": 4}})
+
+
+def test_a_folder_is_of_one_plan(tmp_path):
+    folder = tmp_path / "students" / "a-1"
+    of_one_plan(folder, "a-1")
+    of_one_plan(folder, "a-1")
+    with pytest.raises(ConfigError, match="made with plan a-1"):
+        of_one_plan(folder, "b-2")
