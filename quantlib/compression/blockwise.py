@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +14,19 @@ from torch import Tensor, nn
 
 from quantlib.compression.pieces import pieces
 from quantlib.compression.pruning import Masks, apply_masks, mask_gradients, recalibrate
-from quantlib.errors import ConfigError, NonFiniteError
+from quantlib.errors import ConfigError
 from quantlib.progress import progress
-from quantlib.quantization.reconstruction.passes import loaded
+from quantlib.quantization.reconstruction.passes import (
+    as_images,
+    loaded,
+    made_of,
+    noise_of,
+    power_of,
+)
 from quantlib.subject.benchmark import bfloat16_is_fast
 
-CHUNK = 64
-"""Images that go through a piece together when nothing is trained."""
+SHOWN = 64
+"""Images that batch norms are measured on together: the variance between such batches is lost."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +87,14 @@ def teach_blocks(
     low = exact = images
     found = []
     for place, name in enumerate(progress(own, "blocks", len(own), "block")):
-        wanted = _through(whole[name], exact, name)
+        wanted = made_of(whole[name], exact, name)
         rng = np.random.default_rng([lesson.seed, place])
         inside = dict(own[name].named_parameters())
         kept = {weight: mask for weight, mask in (masks or {}).items() if weight in inside}
         found.append(_taught(name, own[name], low, wanted, kept, lesson, rng))
         if told is not None:
             told(found[-1])
-        low, exact = _through(own[name], low, name), wanted
+        low, exact = made_of(own[name], low, name), wanted
     return found
 
 
@@ -98,11 +104,11 @@ def _taught(
 ) -> Learned:  # fmt: skip
     """One piece learns, or goes back to where it was if that did not help."""
     began, start = time.perf_counter(), copy.deepcopy(piece.state_dict())
-    signal = sum(float(part.float().square().sum()) for part in wanted.split(CHUNK)) or 1.0
-    before = _noise(piece, low, wanted) / signal
+    signal = power_of(wanted) or 1.0
+    before = noise_of(piece, low, wanted) / signal
     _learn(piece, low, wanted, signal / wanted.numel(), masks, lesson, rng)
     _measure_norms(piece, low)
-    after = _noise(piece, low, wanted) / signal
+    after = noise_of(piece, low, wanted) / signal
     if not after < before:
         piece.load_state_dict(start)
     return Learned(name, before, min(before, after), time.perf_counter() - began)
@@ -144,29 +150,4 @@ def _usual_size(weight: Tensor) -> float:
 
 def _measure_norms(piece: nn.Module, low: Tensor) -> None:
     """The statistics of a piece's batch norms, anew, from what enters it."""
-    recalibrate(piece, ((x, x) for x in _parts(low)))
-
-
-def _parts(stored: Tensor) -> Iterator[Tensor]:
-    for places in torch.arange(len(stored), device=stored.device).split(CHUNK):
-        yield loaded(stored, places)
-
-
-@torch.no_grad()
-def _through(piece: nn.Module, x: Tensor, name: str) -> Tensor:
-    """What a piece makes of all images, in half precision where that can hold it."""
-    return torch.cat([_kept(piece(part), name) for part in _parts(x)])
-
-
-def _kept(y: Tensor, name: str) -> Tensor:
-    largest = float(y.abs().max())
-    if not math.isfinite(largest):
-        raise NonFiniteError(f"The output of {name} is not finite; look for NaN in weights or images.")
-    return y.half() if largest < 6e4 else y
-
-
-@torch.no_grad()
-def _noise(piece: nn.Module, low: Tensor, wanted: Tensor) -> float:
-    """sum |output - wanted|^2 over all images."""
-    pairs = zip(_parts(low), wanted.split(CHUNK), strict=True)
-    return sum(float((piece(x) - target).square().sum()) for x, target in pairs)
+    recalibrate(piece, ((as_images(x), x) for x in low.split(SHOWN)))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import fx, nn
 
 from quantlib.errors import ConfigError
+from quantlib.quantization.sites import carriers
 
 LAYERS = (nn.Conv2d, nn.Linear)
 """A piece begins where one of these reads the tensor that carries everything."""
@@ -27,7 +28,7 @@ def pieces(model: nn.Module, like: Sequence[str] | None = None) -> dict[str, fx.
     traced = fx.symbolic_trace(model)
     nodes = [node for node in traced.graph.nodes if node.op != "output"]
     cuts: dict[str, int] = {}
-    for place in _alone(nodes):
+    for place in carriers(nodes):
         reader = _layer_behind(traced, nodes[place])
         name = reader if like is None else next((each for each in like if _within(reader, each)), "")
         if name and name not in cuts:
@@ -41,13 +42,6 @@ def pieces(model: nn.Module, like: Sequence[str] | None = None) -> dict[str, fx.
         name: _piece(traced, nodes[begin : end + 1])
         for (name, begin), end in zip(cuts.items(), ends, strict=True)
     }
-
-
-def _alone(nodes: list[fx.Node]) -> list[int]:
-    """Places of the nodes that alone are read by whatever comes later."""
-    place = {node: i for i, node in enumerate(nodes)}
-    last = [max((place.get(user, len(nodes)) for user in node.users), default=-1) for node in nodes]
-    return [i for i in range(len(nodes)) if max(last[:i], default=-1) <= i]
 
 
 def _layer_behind(traced: fx.GraphModule, node: fx.Node) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import fx
 
 from quantlib.errors import NonFiniteError, NotCalibratedError
@@ -59,3 +61,13 @@ def readers(node: fx.Node) -> list[fx.Node]:
     for user in node.users:
         found += readers(user) if kind(user) in SHARING else [user]
     return found
+
+
+def carriers(nodes: Sequence[fx.Node]) -> list[int]:
+    """Places of the nodes that alone are read by whatever comes later: there a network can be cut in two.
+
+    nodes: of a graph, in its order, without its output. Introduced in notebook 10.
+    """
+    place = {node: i for i, node in enumerate(nodes)}
+    last = [max((place.get(user, len(nodes)) for user in node.users), default=-1) for node in nodes]
+    return [i for i in range(len(nodes)) if max(last[:i], default=-1) <= i]

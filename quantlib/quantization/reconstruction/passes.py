@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -29,29 +29,45 @@ def all_of(batches: Iterable[Any], asker: str) -> Tensor:
 
 
 @torch.no_grad()
-def through(network: LowBitNetwork, unit: Unit, x: Tensor, low_bit: bool = True, until: Any = None) -> Tensor:
-    """What a unit makes of all images, in half precision where that can hold it. Notebook 10."""
-    if until is unit.source and not (low_bit and unit.source.op == "placeholder"):
-        return x
+def made_of(part_of: Callable[[Tensor], Tensor], x: Tensor, name: str) -> Tensor:
+    """What a part of a network makes of all images, in half precision where that can hold it.
+
+    part_of: its call; x: stored images, or what was made of them; name: of the part, for NonFiniteError.
+    """
     parts = []
-    for part in x.split(CHUNK):
-        y = network.run(unit, part.float(), low_bit, until)
+    for each in x.split(CHUNK):
+        y = part_of(as_images(each))
         largest = float(y.abs().max())
         if not math.isfinite(largest):
-            raise NonFiniteError(
-                f"The output of {unit.name} is not finite; look for NaN in weights or images."
-            )
+            raise NonFiniteError(f"The output of {name} is not finite; look for NaN in weights or images.")
         parts.append(y.half() if largest < 6e4 else y)
     return torch.cat(parts)
 
 
 @torch.no_grad()
+def noise_of(part_of: Callable[[Tensor], Tensor], x: Tensor, wanted: Tensor) -> float:
+    """sum |output - wanted|^2 of a part of a network, over all images."""
+    pairs = zip(x.split(CHUNK), wanted.split(CHUNK), strict=True)
+    return sum(float((part_of(as_images(each)) - target).square().sum()) for each, target in pairs)
+
+
+def power_of(wanted: Tensor) -> float:
+    """sum |wanted|^2, over all images; stored tensors are never whole in float32."""
+    return sum(float(part.float().square().sum()) for part in wanted.split(CHUNK))
+
+
+@torch.no_grad()
+def through(network: LowBitNetwork, unit: Unit, x: Tensor, low_bit: bool = True, until: Any = None) -> Tensor:
+    """What a unit makes of all images, in half precision where that can hold it. Notebook 10."""
+    if until is unit.source and not (low_bit and unit.source.op == "placeholder"):
+        return x
+    return made_of(lambda part: network.run(unit, part, low_bit, until), x, unit.name)
+
+
+@torch.no_grad()
 def error(network: LowBitNetwork, unit: Unit, low: Tensor, wanted: Tensor) -> float:
     """sum |output - wanted|^2 / sum |wanted|^2 of a unit of the twin, over all images. Notebook 10."""
-    noise = signal = 0.0
-    for x, target in zip(low.split(CHUNK), wanted.split(CHUNK), strict=True):
-        noise += float((network.run(unit, x.float()) - target).square().sum())
-        signal += float(target.float().square().sum())
+    noise, signal = noise_of(lambda part: network.run(unit, part), low, wanted), power_of(wanted)
     return noise / signal if signal else noise
 
 
@@ -62,6 +78,11 @@ def distance(y: Tensor, wanted: Tensor) -> Tensor:
 
 
 def loaded(stored: Tensor, chosen: Tensor) -> Tensor:
-    """Some images of a stored tensor, in float32 and with the channels last, which convolutions like."""
-    x = stored[chosen].float()
+    """Some images of a stored tensor, as convolutions like them."""
+    return as_images(stored[chosen])
+
+
+def as_images(stored: Tensor) -> Tensor:
+    """Stored images in float32, with the channels last."""
+    x = stored.float()
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x

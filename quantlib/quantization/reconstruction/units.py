@@ -10,7 +10,7 @@ from torch import fx
 from quantlib.errors import ConfigError
 from quantlib.quantization.graph import kind
 from quantlib.quantization.qconfig import check_name
-from quantlib.quantization.sites import site_name
+from quantlib.quantization.sites import carriers, site_name
 
 GRANULARITIES = ("layer", "block", "network")
 """A layer at a time (AdaRound), a block at a time (BRECQ), or all at once."""
@@ -43,13 +43,9 @@ def blocks(graph: fx.Graph) -> list[Unit]:
     Raises ConfigError for a graph without layers. Introduced in notebook 10.
     """
     nodes = [node for node in graph.nodes if node.op != "output"]
-    place = {node: i for i, node in enumerate(nodes)}
-    last = {node: max((place.get(user, -1) for user in node.users), default=-1) for node in nodes}
     pieces, source, begin = [], nodes[0], 1
-    for i in range(1, len(nodes)):
-        # No tensor but this one is read beyond this place.
-        alone = all(last[node] <= i for node in nodes[:i])
-        if alone and any(_has_weight(node) for node in nodes[begin : i + 1]):
+    for i in carriers(nodes)[1:]:
+        if any(_has_weight(node) for node in nodes[begin : i + 1]):
             pieces.append((source, nodes[begin : i + 1]))
             source, begin = nodes[i], i + 1
     if not pieces:
