@@ -92,7 +92,7 @@ def load_state(trainer: "Trainer") -> None:
     path = trainer.folder / "state.pt"
     if not path.exists():
         if trainer.rank == 0:
-            trainer.log.cut(0)  # of a run whose state was moved away
+            trainer.log.cut(-1)  # of a run whose state was moved away
         return
     try:
         state = torch.load(path, map_location=trainer.device, weights_only=False)

@@ -4,6 +4,7 @@ python -m quantlib.subject.training --recipe resnet50
 """
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -149,11 +150,14 @@ class Trainer:
             number: signal.signal(number, self.request_stop) for number in (signal.SIGINT, signal.SIGTERM)
         }
         try:
+            if self.step == 0 and self.recipe.start:
+                self.judge(epoch=0, loss=math.nan)
             while self.step < self.total_steps:
                 epoch = self.step // self.steps_per_epoch
                 loss = self.train_epoch()
                 if self.rank == 0:
-                    self.finish_epoch(epoch, loss)
+                    self.judge(epoch + 1, loss)
+                    save_state(self)
                 if self.stop:
                     raise KeyboardInterrupt
         finally:
@@ -164,25 +168,29 @@ class Trainer:
         """Ask the loop to stop after the step in hand: half a step must never be saved."""
         self.stop = True
 
-    def finish_epoch(self, epoch: int, loss: float) -> None:
-        """Measure the averaged weights on the validation split, keep the best, log one line."""
+    def judge(self, epoch: int, loss: float) -> None:
+        """Measure the averaged weights on the validation split, keep the best, log one line.
+
+        epoch: how many are done; 0 is the start of a network that was trained before, which some training
+        only harms.
+        """
         result = evaluate(self.average.model, self.validation, device=str(self.device))
-        row = {
-            "step": self.step, "epoch": epoch + 1, "resolution": self.recipe.resolution(epoch),
-            "lr": self.recipe.learning_rate * self.recipe.rate_factor((self.step - 1) / self.steps_per_epoch),
-            "loss": loss,
+        side = self.recipe.resolution(max(epoch - 1, 0))
+        done = max(self.step - 1, 0) / self.steps_per_epoch
+        self.log.append({
+            "step": self.step, "epoch": epoch, "resolution": side,
+            "lr": self.recipe.learning_rate * self.recipe.rate_factor(done), "loss": loss,
             "validation_accuracy": result.accuracy, "seconds": self.seconds,
-        }  # fmt: skip
-        self.log.append(row)
+        })  # fmt: skip
+        trained = f"{side} px  loss {loss:.4f}" if epoch else "the start"
         print(
-            f"epoch {epoch + 1:3d}/{self.recipe.epochs}  {row['resolution']} px  loss {loss:.4f}  "
-            f"validation {result.accuracy:.2f} % (n {result.n})  {self.seconds / 60:.1f} min", flush=True,
+            f"epoch {epoch:3d}/{self.recipe.epochs}  {trained}  validation {result.accuracy:.2f} % "
+            f"(n {result.n})  {self.seconds / 60:.1f} min", flush=True,
         )  # fmt: skip
         if result.accuracy > self.best:
             self.best = result.accuracy
             with replace_atomically(self.folder / "best.pt") as aside:
                 torch.save(self.average.model.state_dict(), aside)
-        save_state(self)
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:

@@ -25,7 +25,7 @@ def stopped(tmp_path):
     """A run of six steps that was stopped after three, in its second epoch."""
     run = trainer(tmp_path / "here")
     run.network.train()
-    run.finish_epoch(0, float(sum(run.train_step() for _ in range(2))))
+    run.judge(1, float(sum(run.train_step() for _ in range(2))))
     run.request_stop()
     with pytest.raises(KeyboardInterrupt):
         run.run()

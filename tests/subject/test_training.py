@@ -58,6 +58,19 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     assert len(losses) == 12 and losses[-1] < losses[0] - 0.15
 
 
+def test_a_start_that_training_only_harms_is_kept(tmp_path: Path) -> None:
+    recipe = replace(TINY, start="resnet20", learning_rate=0.5, stages=((1, 32),))
+    start = trainer(tmp_path, recipe)
+    start.judge(0, 0.0)  # killed before its first state
+    run = trainer(tmp_path, recipe)
+    run.run()
+    best = torch.load(tmp_path / "best.pt", weights_only=True)
+    assert run.best > 80 and torch.equal(best["fc.weight"], start.model.fc.weight)
+    assert not torch.equal(best["fc.weight"], run.average.model.fc.weight)
+    rows = [line.split(",") for line in (tmp_path / "log.csv").read_text().splitlines()]
+    assert [row[1] for row in rows] == ["epoch", "0", "1"] and float(rows[1][5]) == run.best
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:
     good = trainer(tmp_path)
     good.request_stop()
