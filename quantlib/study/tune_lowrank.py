@@ -3,7 +3,8 @@
 python -m quantlib.study.tune_lowrank                       # 0.4 of ResNet-50's multiply-adds
 python -m quantlib.study.tune_lowrank --share 0.3 --recipe my_recipe.toml
 
-What has been done is kept in ~/.cache/quantlib/training/RECIPE; the same command goes on from there.
+The network as it was is the teacher. What has been done is kept in ~/.cache/quantlib/training/RECIPE; the
+same command goes on from there.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from torch import nn
 
 from quantlib.compression.blockwise import Lesson
 from quantlib.compression.budget import allocate, share_of
+from quantlib.compression.distillation import Taught
 from quantlib.compression.factorized import Plan, factorize, skeleton_of
 from quantlib.compression.lowrank_file import from_plain, plain
 from quantlib.compression.ranks import convolutions, list_choices
@@ -79,7 +81,9 @@ def tune(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe)
     torch.set_num_threads(options.threads)
     network, plans = started(recipe, options)
-    trainer = trainer_of(options, recipe, model=network)
+    taught = Taught(load_checkpoint(recipe.start))
+    trainer = trainer_of(options, recipe, taught, network)
+    taught.teacher.to(trainer.device)  # this process's own, which the trainer knows
     trainer.run()
     if trainer.rank == 0 and not options.no_publish:
         about = {
