@@ -89,6 +89,7 @@ $(PY):
 
 # The stamp is written last: an interrupted install is taken up again by the next call.
 $(STAMP): pyproject.toml constraints.txt | $(PY)
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@echo "Installing quantlib with the extras $(EXTRAS) into $(VENV)."
 	@if [ -z "$(TORCH_INDEX)" ] && ! $(PY) -c 'import torch' 2>/dev/null; then \
 	    echo "PyTorch is the big part: on Linux x86_64 several GB with its CUDA libraries, 5.5 GB on disk."; \

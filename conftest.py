@@ -1,4 +1,4 @@
-"""Generic pytest set-up: fixed threads, and no data or network setting leaking in from the outside."""
+"""Generic pytest set-up: fixed threads, and no setting of the caller's that changes what is run, or where."""
 
 import os
 
@@ -7,6 +7,8 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("MPLBACKEND", "agg")
+    for name in ("QUANTLIB_PROFILE", "QUANTLIB_DEVICE", "QUANTLIB_THREADS", "QUANTLIB_CHECKPOINTS"):
+        os.environ.pop(name, None)  # else nbval would run the notebooks at full size, into results/
 
 
 @pytest.fixture(autouse=True, scope="session")

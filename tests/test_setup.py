@@ -108,8 +108,7 @@ def test_version_agrees_everywhere():
     version = PROJECT["project"]["version"]
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
     code = (ROOT / "quantlib" / "__init__.py").read_text()
-    for found in re.findall(r'__version__ = "(.+)"', code):
-        assert found == version
+    assert re.findall(r'__version__ = "(.+)"', code) == [version]
 
 
 def test_package_data_exists_and_is_all_listed():

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from quantlib.errors import ConfigError
 from quantlib.subject.data import Images, batches
 from quantlib.subject.hooks import Hooks
-from quantlib.subject.training import Trainer
+from quantlib.subject.trainer import Trainer
 
 
 def soften(logits: Tensor, temperature: float) -> Tensor:

@@ -18,7 +18,7 @@ from quantlib.subject.data import Images, batches
 from quantlib.subject.files import replace_atomically
 
 REPAIR_IMAGES = 4096
-"""Training images that the blocks learn from, unless said otherwise: more of them help more than more steps."""
+"""Training images that blocks learn from, unless told otherwise: more images help more than more steps."""
 
 
 def kept_start(

@@ -33,7 +33,7 @@ from quantlib.subject.models import build
 from quantlib.subject.publish import publish
 from quantlib.subject.recipe import Recipe, read_table
 from quantlib.subject.state import load_best
-from quantlib.subject.training import Trainer
+from quantlib.subject.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class MaskedRetraining(Hooks):
     def begin(self, trainer: Trainer) -> None:
         """Prune before the first forward pass; a run that goes on keeps what it has."""
         self.masks = {name: mask.to(trainer.device) for name, mask in self.masks.items()}
-        if trainer.step == 0:
+        if trainer.step == 0 or not self.masks:  # a snapshot brings weights, zeros and all, but no masks
             self._hold(trainer)
             self._cut(trainer)
 

@@ -39,7 +39,7 @@ from quantlib.subject.hooks import Hooks
 from quantlib.subject.models import build
 from quantlib.subject.publish import save_measured
 from quantlib.subject.state import load_best
-from quantlib.subject.training import Trainer
+from quantlib.subject.trainer import Trainer
 
 IMAGES_START = 256
 """Training images from which the grids of a low-bit student get their first scales."""

@@ -33,7 +33,7 @@ from quantlib.subject.command import run_command
 from quantlib.subject.data import Images
 from quantlib.subject.evaluation import Evaluation, classes, evaluate, predictions_of
 from quantlib.subject.files import replace_atomically
-from quantlib.subject.training import Trainer
+from quantlib.subject.trainer import Trainer
 
 
 class _Remember(MaskedRetraining):

@@ -104,5 +104,5 @@ def _whole(value: Tensor) -> Tensor:
 
 def _openvino() -> Any:
     return optional(
-        "openvino", "The engine 'openvino'", "pip install quantlib[rivals], or use engine='onnxruntime'"
+        "openvino", "The engine 'openvino'", "pip install -e '.[rivals]', or use engine='onnxruntime'"
     )

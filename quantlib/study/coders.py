@@ -18,7 +18,7 @@ def ans_bytes(symbols: ArrayLike) -> int:
     used = np.flatnonzero(counts)
     if len(used) < 2:
         return 0  # nothing to say
-    stream = optional("constriction", "The comparison", "pip install quantlib[coding]", StudyError).stream
+    stream = optional("constriction", "The comparison", "pip install -e '.[coding]'", StudyError).stream
     model = stream.model.Categorical((counts[used] / counts.sum()).astype(np.float64), perfect=False)
     coder = stream.stack.AnsCoder()
     coder.encode_reverse(np.searchsorted(used, chosen).astype(np.int32), model)

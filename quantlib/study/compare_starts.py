@@ -21,7 +21,8 @@ from quantlib.subject.command import run_command
 from quantlib.subject.evaluation import wilson
 from quantlib.subject.layout import cache_folder
 from quantlib.subject.recipe import Recipe, read_settings, recipe_of
-from quantlib.subject.training import Trainer, add_arguments, trainer_of
+from quantlib.subject.trainer import Trainer
+from quantlib.subject.training import add_arguments, trainer_of
 
 RECIPE, EXPERIMENT = "resnet50_starts", "01_starts"
 """What is compared unless told otherwise, and the name of the table."""

@@ -13,7 +13,7 @@ from quantlib.quantization.qconfig import check_name
 from quantlib.subject.data import Images
 from quantlib.subject.models import SqueezeNet
 from quantlib.subject.recipe import Recipe
-from quantlib.subject.training import Trainer
+from quantlib.subject.trainer import Trainer
 
 VARIANTS: dict[str, dict[str, bool]] = {
     "plain": {"one_by_one": False, "squeeze": False, "late": False},

@@ -69,7 +69,7 @@ class Job:
     def inputs(self) -> list[Path]:
         """The files whose change makes it run again."""
         root = self.course.root
-        kept = [root / "checkpoints" / name for name in (checkpoints.INDEX, checkpoints.COMPRESSED)]
+        kept = [checkpoints.ROOT / name for name in (checkpoints.INDEX, checkpoints.COMPRESSED)]
         listed = [self.course.path(self.notebook), root / "course.toml", *kept]
         read = [root / name for name in self.notebook.reads if name.startswith("results/")]
         code = [path for ending in ("py", "mplstyle", "toml") for path in LIBRARY.rglob(f"*.{ending}")]

@@ -23,6 +23,7 @@ from quantlib.study import report, results
 from quantlib.study.console import Progress, spell
 from quantlib.study.jobs import Job, check_disk, parse_parameters, plan
 from quantlib.study.manifest import Course, course
+from quantlib.subject import layout
 from quantlib.subject.command import require_device
 
 
@@ -132,6 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not jobs:
             print("No notebook is left by --only and --from together.", file=sys.stderr)
             return 2
+        if loaded.profile(options.profile).get("source") == "full":
+            layout.require()  # now, and not in each notebook by itself
         check_disk(jobs[0].folder)
     except QuantlibError as error:
         print(error, file=sys.stderr)

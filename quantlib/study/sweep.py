@@ -134,7 +134,7 @@ def _on_cluster(
     if not missing:
         return
     distributed = optional(
-        "distributed", "scheduler=", "pip install quantlib[cluster], or leave scheduler= out", StudyError
+        "distributed", "scheduler=", "pip install -e '.[cluster]', or leave scheduler= out", StudyError
     )
     with _client(distributed, scheduler) as client, client.as_current():
         attempt = uuid4().hex  # never a result that another client left on the cluster

@@ -23,10 +23,14 @@ def _cpuinfo() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
+def _flags() -> set[str]:
+    """What the CPU can do; 64-bit Arm calls it features."""
+    return set((_cpuinfo().get("flags") or _cpuinfo().get("Features", "")).split())
+
+
 def has_vnni() -> bool:
     """True where the CPU multiplies u8 by s8 into int32 without the saturating int16 step in between."""
-    flags = set(_cpuinfo().get("flags", "").split())
-    return bool(flags & {"avx512_vnni", "avx_vnni"}) or torch.cpu._is_vnni_supported()
+    return bool(_flags() & {"avx512_vnni", "avx_vnni"}) or torch.cpu._is_vnni_supported()
 
 
 def bfloat16_is_fast(device: str = "cpu") -> bool:
@@ -38,7 +42,7 @@ def bfloat16_is_fast(device: str = "cpu") -> bool:
 
 def isa() -> str:
     """Name the vector instructions that decide the speed of int8 and bfloat16, widest first."""
-    flags = set(_cpuinfo().get("flags", "").split())
+    flags = _flags()
     wanted = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512f", "avx2", "asimd", "i8mm")
     return " ".join(flag for flag in wanted if flag in flags) or torch.backends.cpu.get_cpu_capability()
 

@@ -14,7 +14,7 @@ import torch
 from quantlib.errors import ConfigError
 from quantlib.subject import data
 from quantlib.subject.allocator import keep_freed_memory
-from quantlib.subject.checkpoints import ROOT
+from quantlib.subject.checkpoints import RESULTS
 from quantlib.subject.command import add_device, check_start
 from quantlib.subject.data import Images
 from quantlib.subject.files import write_atomically
@@ -113,7 +113,7 @@ def of_one_plan(folder: Path, plan: str) -> None:
         write_atomically(mark, json.dumps(made))
 
 
-def take_over(folder: Path, kept: Path = ROOT.parent / "results" / "unfinished") -> None:
+def take_over(folder: Path, kept: Path = RESULTS / "unfinished") -> None:
     """Copy into a campaign's folder the results that another machine has finished and committed.
 
     They lie in `kept`, under the last two parts of the folder's path; what the folder has stays as it is.
@@ -130,11 +130,13 @@ def campaign_arguments(
     """Read the command line of a campaign; `recipe`: the default, with a [`table`] table."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--recipe", default=recipe, help=f"a recipe with a [{table}] table")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs side by side")
+    parser.add_argument("--workers", type=int, help="runs side by side (default: a core each; 4 on a GPU)")
     parser.add_argument("--folder", type=Path, help="where the runs are kept (default: the user's cache)")
-    parser.add_argument("--data", help="folder of CIFAR-10 (default: found or fetched)")
+    parser.add_argument("--data", help="folder of CIFAR-10 (default: looked for)")
     add_device(parser)
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    options.workers = options.workers or (4 if options.device != "cpu" else os.cpu_count())
+    return options
 
 
 def report_runs(

@@ -18,6 +18,8 @@ from quantlib.subject.recipe import RECIPES
 
 ROOT = Path(os.environ.get("QUANTLIB_CHECKPOINTS", Path(__file__).parents[2] / "checkpoints"))
 """The folder of the checkpoints: QUANTLIB_CHECKPOINTS, else checkpoints/ beside the library."""
+RESULTS = Path(__file__).parents[2] / "results"
+"""The folder of the results, beside the library wherever the checkpoints are."""
 INDEX = "index.json"
 """The list of the trained weights in a folder of checkpoints."""
 COMPRESSED = "compressed.json"
@@ -105,7 +107,7 @@ def load_weights(path: Path, model_name: str, network: nn.Module | None = None) 
         ) from error
     except RuntimeError as error:
         raise CheckpointError(
-            f"{path} does not fit {model_name}: it was trained for another architecture"
+            f"{path} does not fit {model_name}: it was trained for another architecture, whose name it wants"
         ) from error
     return model.eval().to(memory_format=torch.channels_last)
 

@@ -24,6 +24,10 @@ def run_command(work: Callable[[], object], kept: str = "the state is saved") ->
     except QuantlibError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        advice = "make room there, or name a folder that can be written by --folder or XDG_CACHE_HOME"
+        print(f"error: {error}; {advice}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -40,8 +44,14 @@ def require_device(name: str) -> str:
         kind = torch.device(name).type
     except RuntimeError:
         raise ConfigError(f"There is no device {name!r}; use cpu or cuda.") from None
+    if kind not in ("cpu", "cuda"):
+        raise ConfigError(f"There is no device {name!r}; use cpu or cuda.")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError("There is no CUDA device on this machine; use cpu.")
+    place = torch.device(name).index or 0
+    if place and place >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise ConfigError(f"There is no device {name!r}; the last one here is cuda:{last}.")
     return name
 
 

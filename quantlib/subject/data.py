@@ -113,7 +113,7 @@ def load(split: str, source: str = "slice", root: Path | str | None = None) -> I
     if split not in slices.PER_CLASS:
         raise DataError(
             f"The shipped slice has no '{split}' images, only {', '.join(slices.PER_CLASS)}; run "
-            f"`{layout.FETCH_COMMAND}` once and use source='full'."
+            f"`make data` (or `{layout.FETCH_COMMAND}`) once and use source='full'."
         )
     return _images(slices.read(split), split, source)
 

@@ -34,7 +34,7 @@ def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
     return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no one answer to ==
 class Evaluation:
     """Top-1 accuracy in percent with its Wilson interval, and every prediction behind it.
 
@@ -74,7 +74,7 @@ def classes(predictions: str) -> np.ndarray:
 def evaluate(
     model: nn.Module, images: Images, batch_size: int | None = None, device: str = "cpu"
 ) -> Evaluation:
-    """Classify `images` and return the accuracy with interval, n and the predictions.
+    """Classify `images` and return the accuracy with interval, n and the predictions; device: the model's.
 
     `batch_size` None: 16 on a CPU, 250 elsewhere. Larger batches cost a CPU time, because the system hands
     out and takes back their memory at every layer. The model is put into eval mode for the measurement and

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from quantlib.subject.training import Trainer
+    from quantlib.subject.trainer import Trainer
 
 
 class Hooks:

@@ -103,7 +103,8 @@ def cache_folder() -> Path:
 
 
 def search_folders(root: Path | str | None = None) -> list[Path]:
-    """Folders to look in, in order: `root` alone if given; else QUANTLIB_DATA, `./data`, the user's cache."""
+    """Folders to look in, in order: `root` alone if given; else QUANTLIB_DATA, `./data`, the checkout's, the
+    user's cache."""
     if root is not None:
         return [Path(root).expanduser()]
     folders = [Path.cwd() / "data"]
@@ -140,8 +141,8 @@ def survey(root: Path | str | None = None) -> tuple[tuple[Path, Layout] | None, 
 def locate(root: Path | str | None = None) -> Path | None:
     """Return the folder of a complete copy whose six md5s agree, or None.
 
-    Looks in `root` alone when it is given; else in `QUANTLIB_DATA`, `./data` and the user's cache. Both the
-    binary layout (`*.bin`) and torchvision's pickles count.
+    Looks where `search_folders` says: in `root` alone when it is given. The binary layout (`*.bin`) and
+    torchvision's pickles both count.
     """
     found, _ = survey(root)
     return found[0] if found else None
@@ -153,8 +154,8 @@ def require(root: Path | str | None = None) -> tuple[Path, Layout]:
     if found is None:
         looked = "; ".join(reasons)
         raise DataError(
-            f"The full CIFAR-10 is not on this machine ({looked}); run `{FETCH_COMMAND}`, or set "
-            "QUANTLIB_DATA to a folder that holds it, or use the shipped images with source='slice'."
+            f"The full CIFAR-10 is not on this machine ({looked}); run `make data` (or `{FETCH_COMMAND}`), "
+            "or set QUANTLIB_DATA to a folder that holds it, or use the shipped images with source='slice'."
         )
     return found
 

@@ -53,7 +53,7 @@ class ResNet20(nn.Module):
 
     Shapes: (n, 3, 32, 32) float32 to (n, 10) logits; 272,474 parameters, 41 MMAC an image.
     The shortcut is a 1x1 convolution where the width changes (the paper's option B), because the
-    padding of option A has no integer kernel. Source: He et al. 2016. Introduced in notebook 12.
+    padding of option A has no integer kernel. Source: He et al. 2016. Introduced in notebook 01.
     """
 
     def __init__(self) -> None:

@@ -66,7 +66,7 @@ class Optimizers:
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         filters = [p for p in model.parameters() if p.ndim == 4]
-        heads = [p for p in model.parameters() if p.ndim == 2]
+        heads = [p for p in model.parameters() if p.ndim > 1 and p.ndim != 4]
         free = [p for p in model.parameters() if p.ndim <= 1]  # biases and batch norms: no weight decay
         decay = {"weight_decay": recipe.weight_decay}
         if recipe.optimizer not in ("sgd", "muon"):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from quantlib.errors import TrainingError
 from quantlib.subject import data
 from quantlib.subject.benchmark import made_on
-from quantlib.subject.checkpoints import ROOT, checkpoint_info, load_checkpoint, save_checkpoint
+from quantlib.subject.checkpoints import RESULTS, ROOT, checkpoint_info, load_checkpoint, save_checkpoint
 from quantlib.subject.data import CLASSES, Images
 from quantlib.subject.evaluation import Evaluation, evaluate
 from quantlib.subject.files import write_atomically
@@ -95,13 +95,13 @@ Measured from this file. Test data md5 {data_md5}.
 
 def publish(
     recipe: Recipe, folder: Path, root: str | None = None,
-    network: nn.Module | None = None, about: dict[str, Any] | None = None, notebook: str = "01",
+    network: nn.Module | None = None, about: dict[str, Any] | None = None, notebook: str | None = None,
 ) -> Path:  # fmt: skip
     """Write checkpoints/NAME.safetensors, its index entry and card, and the training log into results/.
 
     `network`: one that takes up the weights, where the recipe's model was changed before training; `about`:
-    more for its index entry, `origin` also for the card; `notebook`: the one that records the log. Raises
-    TrainingError when the run has not finished an epoch yet.
+    more for its index entry, `origin` also for the card; `notebook`: the one that records the log
+    (None: the one that did so before, else 01). Raises TrainingError when the run has not finished an epoch.
     """
     best = folder / "best.pt"
     if not best.exists():
@@ -115,11 +115,14 @@ def publish(
         "model": recipe.model, "recipe": asdict(recipe), "hours": round(state["seconds"] / 3600, 2),
         "trained_on": made["machine"]["cpu"] if gpu == made["device"] else gpu,
     }  # fmt: skip
-    facts["origin"] = f"trained from scratch by `python -m quantlib.subject.training --recipe {recipe.name}`"
+    begun = f"trained from {recipe.start}" if recipe.start else "trained from scratch"
+    facts["origin"] = f"{begun} by `python -m quantlib.subject.training --recipe {recipe.name}`"
     facts |= about or {}
     validation, images = (data.load(split, "full", root) for split in ("validation", "test"))
     save_measured(model, name, facts, validation, images, network)
-    log = ROOT.parent / "results" / f"{notebook}_training_log_{recipe.name}"
+    before = next(RESULTS.glob(f"[0-9][0-9]_training_log_{recipe.name}.csv"), None)
+    notebook = notebook or (before.name[:2] if before else "01")
+    log = RESULTS / f"{notebook}_training_log_{recipe.name}"
     _publish_log(recipe, folder, state["seconds"], made, log)
     card = ROOT / f"{name}.md"
     write_atomically(card, card_text(recipe, name, facts, made["machine"]))

@@ -1,6 +1,7 @@
 """The recipe: every setting of a training run in one committed TOML file."""
 
 import math
+import re
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
@@ -13,6 +14,11 @@ from quantlib.subject.layout import cache_folder
 
 RECIPES = Path(__file__).parent / "recipes"
 """The folder of the recipes."""
+
+KINDS: dict[Any, Any] = {int: int, float: (int, float), str: str}
+"""What a setting may be, by the type of its field."""
+SPOKEN: dict[Any, str] = {int: "a whole number", (int, float): "a number", str: "a text", object: "a list"}
+"""The same in words."""
 
 
 @dataclass(frozen=True)
@@ -106,14 +112,17 @@ def load_recipe(name_or_path: str) -> Recipe:
 
 def read_settings(name_or_path: str) -> tuple[str, dict[str, Any]]:
     """The name of a recipe and what its file says; for recipes that hold more than a Recipe does."""
-    path = Path(name_or_path) if name_or_path.endswith(".toml") else RECIPES / f"{name_or_path}.toml"
-    if not path.exists():
-        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
-        raise ConfigError(f"there is no recipe {name_or_path!r}; choose one of {known}, or name a .toml file")
+    path = _file(name_or_path)
     try:
         return path.stem, tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def trained_by(name_or_path: str) -> str:
+    """The module whose command trains a recipe, by the first lines of its file; "" where they name none."""
+    named = re.search(r"python -m (quantlib\S+)", _file(name_or_path).read_text())
+    return named.group(1) if named else ""
 
 
 def read_table(
@@ -141,16 +150,39 @@ def _has_table(path: Path, table: str) -> bool:
     return table in tomllib.loads(path.read_text())
 
 
+def _file(name_or_path: str) -> Path:
+    path = Path(name_or_path) if name_or_path.endswith(".toml") else RECIPES / f"{name_or_path}.toml"
+    if not path.exists():
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
+        raise ConfigError(f"there is no recipe {name_or_path!r}; choose one of {known}, or name a .toml file")
+    return path
+
+
 def recipe_of(name: str, settings: dict[str, Any]) -> Recipe:
     """The Recipe of these settings; ConfigError for one that is not known."""
-    unknown = set(settings) - {field.name for field in fields(Recipe)}
-    if unknown:
-        raise ConfigError(f"{name}.toml has settings that are not known: {', '.join(sorted(unknown))}")
+    known = {field.name: field.type for field in fields(Recipe)}
+    if unknown := set(settings) - set(known):
+        raise ConfigError(
+            f"{name}.toml has settings that are not known: {', '.join(sorted(unknown))}; known are "
+            f"{', '.join(known)}, and tables that the command in its first lines reads"
+        )
+    for setting, value in settings.items():
+        wanted = KINDS.get(known[setting], object)
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise ConfigError(f"{name}.toml: {setting} is {value!r}; it must be {SPOKEN[wanted]}.")
     missing = {"model", "stages"} - set(settings)
     if missing:
         raise ConfigError(f"{name}.toml lacks {' and '.join(sorted(missing))}.")
-    stages = tuple(tuple(int(number) for number in stage) for stage in settings["stages"])
-    cycles = tuple((int(count), float(peak)) for count, peak in settings.get("cycles", ()))
+    try:
+        stages = tuple(tuple(int(number) for number in stage) for stage in settings["stages"])
+        cycles = tuple((int(count), float(peak)) for count, peak in settings.get("cycles", ()))
+    except (TypeError, ValueError):
+        stages, cycles = (), ()
+    if not stages or any(len(stage) not in (2, 3) for stage in stages):
+        raise ConfigError(
+            f"{name}.toml: stages are lists of epochs and pixels such as [[2, 24], [4, 32]], and cycles lists"
+            " of epochs and a share of the rates"
+        )
     recipe = Recipe(name=name, **{**settings, "stages": stages, "cycles": cycles})
     if sum(count for count, _ in recipe.whole_cycles()) != recipe.epochs:
         raise ConfigError(

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from quantlib.errors import DataError
 from quantlib.subject import layout
+from quantlib.subject.command import run_command
 from quantlib.subject.layout import RECORD_BYTES, Records
 
 FOLDER = Path(__file__).resolve().parent / "slice"
@@ -122,14 +124,14 @@ def write(folder: Path = FOLDER, root: Path | None = None) -> None:
     (folder / "slice.json").write_text(text + "\n", encoding="utf-8")
 
 
-def main() -> None:
+def main() -> int:
     """Command line: `python -m quantlib.subject.slices` rebuilds the shipped slice from the full set."""
     parser = argparse.ArgumentParser(description="Rebuild the shipped slice of CIFAR-10 from the full set.")
     parser.add_argument("--root", type=Path, help="folder of the full set (default: looked for)")
     parser.add_argument("--to", type=Path, default=FOLDER, help="folder to write to")
     options = parser.parse_args()
-    write(options.to, options.root)
+    return run_command(lambda: write(options.to, options.root))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

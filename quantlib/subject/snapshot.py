@@ -14,13 +14,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from quantlib.errors import ConfigError, QuantlibError, TrainingError
+from quantlib.errors import ConfigError, TrainingError
 from quantlib.subject.checkpoints import ROOT
+from quantlib.subject.command import run_command
 from quantlib.subject.files import replace_atomically
 from quantlib.subject.recipe import Recipe, load_recipe, recipe_of
 
 if TYPE_CHECKING:
-    from quantlib.subject.training import Trainer
+    from quantlib.subject.trainer import Trainer
 
 
 def snapshot_path(recipe: Recipe) -> Path:
@@ -36,7 +37,9 @@ def save_snapshot(folder: Path, path: Path) -> dict[str, Any]:
     """
     source = folder / "state.pt"
     if not source.exists():
-        raise TrainingError(f"{source} is missing: there is no unfinished run of this recipe here")
+        raise TrainingError(
+            f"{source} is missing: there is no unfinished run of this recipe; --folder names another place"
+        )
     state = torch.load(source, map_location="cpu", weights_only=False)
     weights = {k: v.half() if v.is_floating_point() else v for k, v in state["model"].items()}
     log = folder / "log.csv"
@@ -61,7 +64,7 @@ def load_snapshot(trainer: "Trainer", path: Path) -> None:
             known, weights = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise TrainingError(f"{path} is damaged ({error}); restore it with `git checkout {path}`") from error
-    if not _goes_on(trainer.recipe, json.loads(known["recipe"])):
+    if not known or not _goes_on(trainer.recipe, json.loads(known["recipe"])):
         raise TrainingError(f"{path} belongs to another recipe; remove it to start from the beginning")
     trainer.model.load_state_dict(weights)
     trainer.average.model.load_state_dict(weights)
@@ -85,16 +88,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--recipe", default="resnet50")
     parser.add_argument("--folder", type=Path, help="where the state is (default: the user's cache)")
     options = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         recipe = load_recipe(options.recipe)
         path = snapshot_path(recipe)
         facts = save_snapshot(options.folder or recipe.folder, path)
-    except QuantlibError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    megabytes = path.stat().st_size / 1e6
-    print(f"{path}: step {facts['step']}, {facts['epochs']} epochs, {megabytes:.1f} MB; commit it")
-    return 0
+        size = path.stat().st_size / 1e6
+        print(f"{path}: step {facts['step']}, {facts['epochs']} epochs, {size:.1f} MB; commit it")
+
+    return run_command(work)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from quantlib.subject.benchmark import made_on
 from quantlib.subject.files import replace_atomically, write_atomically
 
 if TYPE_CHECKING:
-    from quantlib.subject.training import Trainer
+    from quantlib.subject.trainer import Trainer
 
 
 class Average:

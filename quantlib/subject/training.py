@@ -4,193 +4,23 @@ python -m quantlib.subject.training --recipe resnet50
 """
 
 import argparse
-import math
 import os
-import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
-from quantlib.errors import TrainingError
-from quantlib.progress import progress
+from quantlib.errors import ConfigError
 from quantlib.subject import data
 from quantlib.subject.allocator import keep_freed_memory
-from quantlib.subject.augment import augment, resize
-from quantlib.subject.benchmark import bfloat16_is_fast
-from quantlib.subject.checkpoints import load_checkpoint
 from quantlib.subject.command import add_device, run_command
-from quantlib.subject.compiled import compiled
-from quantlib.subject.data import Images
-from quantlib.subject.evaluation import evaluate
-from quantlib.subject.files import replace_atomically
 from quantlib.subject.hooks import Hooks
-from quantlib.subject.models import build
-from quantlib.subject.optimizers import Optimizers
-from quantlib.subject.recipe import Recipe, load_recipe
+from quantlib.subject.recipe import Recipe, load_recipe, trained_by
 from quantlib.subject.snapshot import load_snapshot, snapshot_path
-from quantlib.subject.state import Average, TrainingLog, load_state, save_state
-
-CHECK_EVERY = 20
-"""Steps between two looks at the loss: a look waits for the device."""
-
-
-class Trainer:
-    """One training run: model, averaged model, optimizer, place in the schedule, log.
-
-    Randomness depends on (seed, epoch, step) alone, so that a resumed run equals an uninterrupted one.
-    `folder` holds state.pt (everything needed to go on), best.pt (the averaged weights that were best
-    on the validation split) and log.csv. `model` replaces the recipe's network, which starts from the
-    recipe's checkpoint or from random weights; `hooks` add to the training. Introduced in notebook 01.
-    """
-
-    def __init__(
-        self, recipe: Recipe, train: Images, validation: Images, folder: Path, *,
-        model: nn.Module | None = None, hooks: Hooks | None = None,
-        device: str = "cpu", compile_model: bool = True, save_seconds: float = 120,
-    ) -> None:  # fmt: skip
-        torch.manual_seed(recipe.seed)
-        self.recipe, self.folder, self.device = recipe, folder, torch.device(device)
-        self.hooks = hooks or Hooks()
-        self.save_seconds, self.saved_at = save_seconds, time.monotonic()
-        self.validation = validation
-        self.pixels = train.pixels.to(self.device)
-        self.labels = train.labels.to(self.device)
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
-        self.world = dist.get_world_size() if dist.is_initialized() else 1
-        model = model or (load_checkpoint(recipe.start) if recipe.start else build(recipe.model))
-        self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        self.average = Average(self.model, recipe.ema_decay)
-        self.optimizers = Optimizers(self.model, recipe)
-        self.steps_per_epoch = len(self.labels) // recipe.batch_size
-        if not self.steps_per_epoch:
-            raise TrainingError(f"{len(self.labels)} images are fewer than one batch of {recipe.batch_size}")
-        self.step, self.seconds, self.best, self.stop = 0, 0.0, -1.0, False
-        self.chosen = torch.empty(0, dtype=torch.long)  # places of the last batch among the training images
-        folder.mkdir(parents=True, exist_ok=True)
-        self.log = TrainingLog(folder / "log.csv")
-        load_state(self)
-        module = compiled(self.model, self.device, compile_model)
-        self.network = nn.parallel.DistributedDataParallel(module) if self.world > 1 else module
-        self.autocast = bfloat16_is_fast(self.device.type)
-
-    @property
-    def total_steps(self) -> int:
-        """The number of optimizer steps of the whole recipe."""
-        return self.steps_per_epoch * self.recipe.epochs
-
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """The augmented batch of one step: this process's share of the epoch's permutation."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        size, seed = self.recipe.batch_size, self.recipe.seed
-        order = np.random.default_rng([seed, epoch]).permutation(len(self.labels))
-        share = order[place * size : (place + 1) * size][self.rank :: self.world]
-        self.chosen = chosen = torch.from_numpy(share).to(self.device)
-        x, (side, hole) = data.normalize(self.pixels[chosen]), self.recipe.stage(epoch)
-        x = augment(x, np.random.default_rng([seed, epoch, place, self.rank]), self.recipe.crop, hole)
-        x = resize(x, side).contiguous(memory_format=torch.channels_last)
-        return x, self.labels[chosen]
-
-    def train_step(self) -> Tensor:
-        """Take one optimizer step and return its loss, still on the device."""
-        x, y = self.batch(self.step)
-        place = [self.recipe.seed, self.step, self.rank]
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))  # dropout's draws
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            logits = self.network(x)
-        loss = self.hooks.loss(self, logits.float(), x, y)
-        loss.backward()
-        self.hooks.before_step(self)
-        self.optimizers.step(self.recipe.rate_factor(self.step / self.steps_per_epoch))
-        self.hooks.after_step(self)
-        self.average.update(self.model)
-        self.step += 1
-        return loss.detach()
-
-    def train_epoch(self) -> float:
-        """Finish the current epoch and return the mean of the losses taken in it."""
-        self.network.train()
-        epoch = self.step // self.steps_per_epoch
-        remaining = (epoch + 1) * self.steps_per_epoch - self.step
-        losses: list[Tensor] = []
-        started = time.monotonic()
-        for count in progress(
-            range(1, remaining + 1), f"epoch {epoch + 1}/{self.recipe.epochs}", unit="step"
-        ):
-            losses.append(self.train_step())
-            if self.step % CHECK_EVERY == 0 or count == remaining:
-                self.check(losses)
-                self.seconds, started = self.seconds + time.monotonic() - started, time.monotonic()
-                if count < remaining and time.monotonic() - self.saved_at > self.save_seconds:
-                    save_state(self)
-            if self.stop and count < remaining:  # at an epoch's last step it is finished first, see `run`
-                self.check(losses)
-                save_state(self)
-                raise KeyboardInterrupt
-        return float(torch.stack(losses).mean())
-
-    def check(self, losses: list[Tensor]) -> None:
-        """Stop at a loss that is not finite, before anything of it is saved."""
-        finite = torch.isfinite(torch.stack(losses[-CHECK_EVERY:]))
-        if not bool(finite.all()):
-            step = self.step - len(finite) + int((~finite).nonzero()[0]) + 1
-            raise TrainingError(
-                f"the loss is not finite at step {step}: lower learning_rate in the recipe "
-                f"and start again; the last good state is kept in {self.folder / 'state.pt'}"
-            )
-
-    def run(self) -> None:
-        """Train to the end of the recipe, saving the state on the way and when interrupted."""
-        before = {
-            number: signal.signal(number, self.request_stop) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        try:
-            if self.step == 0 and self.recipe.start:
-                self.judge(epoch=0, loss=math.nan)
-            while self.step < self.total_steps:
-                epoch = self.step // self.steps_per_epoch
-                loss = self.train_epoch()
-                if self.rank == 0:
-                    self.judge(epoch + 1, loss)
-                    save_state(self)
-                if self.stop:
-                    raise KeyboardInterrupt
-        finally:
-            for number, handler in before.items():  # a notebook's interrupts are its own again
-                signal.signal(number, handler)
-
-    def request_stop(self, *_: object) -> None:
-        """Ask the loop to stop after the step in hand: half a step must never be saved."""
-        self.stop = True
-
-    def judge(self, epoch: int, loss: float) -> None:
-        """Measure the averaged weights on the validation split, keep the best, log one line.
-
-        epoch: how many are done; 0 is the start of a network that was trained before, which some training
-        only harms.
-        """
-        result = evaluate(self.average.model, self.validation, device=str(self.device))
-        side = self.recipe.resolution(max(epoch - 1, 0))
-        done = max(self.step - 1, 0) / self.steps_per_epoch
-        self.log.append({
-            "step": self.step, "epoch": epoch, "resolution": side,
-            "lr": self.recipe.learning_rate * self.recipe.rate_factor(done), "loss": loss,
-            "validation_accuracy": result.accuracy, "seconds": self.seconds,
-        })  # fmt: skip
-        trained = f"{side} px  loss {loss:.4f}" if epoch else "the start"
-        print(
-            f"epoch {epoch:3d}/{self.recipe.epochs}  {trained}  validation {result.accuracy:.2f} % "
-            f"(n {result.n})  {self.seconds / 60:.1f} min", flush=True,
-        )  # fmt: skip
-        if result.accuracy > self.best:
-            self.best = result.accuracy
-            with replace_atomically(self.folder / "best.pt") as aside:
-                torch.save(self.average.model.state_dict(), aside)
+from quantlib.subject.trainer import Trainer
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -199,7 +29,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add_arguments(parser, "resnet50")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--no-publish", action="store_true", help="do not write checkpoints/ at the end")
-    parser.add_argument("--notebook", help="the one that the training log belongs to")
+    parser.add_argument("--notebook", help="of the training log (default: as before, or 01)")
     return parser.parse_args(argv)
 
 
@@ -207,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser, recipe: str) -> None:
     """Add what every command that trains needs to be told; `recipe`: the default."""
     parser.add_argument("--recipe", default=recipe, help="in quantlib/subject/recipes, or a .toml file")
     parser.add_argument("--folder", type=Path, help="of state and log (~/.cache/quantlib/training/NAME)")
-    parser.add_argument("--data", help="folder of CIFAR-10 (default: found or fetched)")
+    parser.add_argument("--data", help="folder of CIFAR-10 (default: looked for)")
     add_device(parser)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--save-seconds", type=float, default=120)
@@ -243,12 +73,14 @@ def trainer_of(
 
 def train(options: argparse.Namespace) -> None:
     """Run one recipe to its end and publish the checkpoint."""
+    if (command := trained_by(options.recipe)) not in ("", "quantlib.subject.training"):
+        raise ConfigError(f"{options.recipe} is trained by `python -m {command} --recipe {options.recipe}`.")
     trainer = trainer_of(options, load_recipe(options.recipe))
     trainer.run()
     if trainer.rank == 0 and not options.no_publish:
         from quantlib.subject.publish import publish
 
-        publish(trainer.recipe, trainer.folder, root=options.data, notebook=options.notebook or "01")
+        publish(trainer.recipe, trainer.folder, root=options.data, notebook=options.notebook)
 
 
 def main(argv: list[str] | None = None, run: Callable[[argparse.Namespace], None] = train) -> int:

@@ -24,7 +24,7 @@ from quantlib.errors import ConfigError
 from quantlib.subject import data
 from quantlib.subject.models import build
 from quantlib.subject.recipe import Recipe
-from quantlib.subject.training import Trainer
+from quantlib.subject.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = Recipe(name="tiny", model="resnet20", stages=((1, 16),), batch_size=16, learning_rate=0.05, cutout=0)

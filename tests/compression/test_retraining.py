@@ -17,7 +17,7 @@ from quantlib.subject import publish as publishing
 from quantlib.subject.benchmark import machine
 from quantlib.subject.models import build
 from quantlib.subject.recipe import Recipe
-from quantlib.subject.training import Trainer
+from quantlib.subject.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = Recipe(
@@ -125,11 +125,27 @@ def test_recipes_are_complete_and_mistakes_are_named(tmp_path: Path) -> None:
         training.load_recipe("resnet50_pruned90")
 
 
+def test_a_run_from_a_snapshot_finds_its_masks_again(tmp_path: Path) -> None:
+    """A snapshot brings the weights, zeros and all, but nothing of the hooks."""
+    hooks = MaskedRetraining(Pruning(final=0.8, kind="one_shot"))
+    run = trainer(tmp_path, TINY, hooks)
+    run.train_step()
+    other = Trainer(TINY, IMAGES, HELD, tmp_path / "other", compile_model=False)
+    other.model.load_state_dict(run.model.state_dict())
+    other.step, other.hooks = 1, MaskedRetraining(Pruning(final=0.8, kind="one_shot"))
+    other.hooks.begin(other)
+    other.network.train()
+    other.train_step()
+    assert all(torch.equal(other.hooks.masks[name], mask) for name, mask in hooks.masks.items())
+    assert sparsity_of(masks_of(other.model)) == pytest.approx(0.8, abs=1e-4)
+
+
 def test_the_command_retrains_and_publishes(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(data, "load", lambda split, source, root: IMAGES)
     folder = tmp_path / "checkpoints"
     for module in (checkpoints, publishing):
         monkeypatch.setattr(module, "ROOT", folder)
+    monkeypatch.setattr(publishing, "RESULTS", tmp_path / "results")
     (tmp_path / "results").mkdir()
     checkpoints.save_checkpoint(build("resnet20"), "resnet20_cifar10", {"model": "resnet20", "status": "new"})
     path = tmp_path / "tiny90.toml"

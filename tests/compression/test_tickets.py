@@ -14,7 +14,7 @@ from quantlib.compression.tickets import ARMS, Plan, Trial, initial, load_plan, 
 from quantlib.errors import ConfigError
 from quantlib.subject.evaluation import Evaluation, compare, compare_seeds
 from quantlib.subject.recipe import Recipe
-from quantlib.subject.training import Trainer
+from quantlib.subject.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # as in the runs side by side: last bits depend on it
 RECIPE = Recipe(

@@ -89,7 +89,7 @@ def test_without_vnni_layers_that_may_saturate_are_refused(monkeypatch):
 def test_a_missing_package_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(
-        ConfigError, match=r"needs openvino, which is not installed: pip install quantlib\[rivals\]"
+        ConfigError, match=r"needs openvino, which is not installed: pip install -e '\.\[rivals\]'"
     ):
         convert(prepared(), kind="integer", engine="openvino")
 

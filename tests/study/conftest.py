@@ -14,7 +14,7 @@ source = "slice"
 images_test = 16
 minutes_limit = 1
 [profiles.full]
-source = "full"
+source = "slice"
 images_test = 32
 minutes_limit = 1
 """

@@ -10,7 +10,7 @@ from quantlib.study import compare_starts
 from quantlib.study.compare_starts import load_arms
 from quantlib.subject import data
 from quantlib.subject.evaluation import wilson
-from quantlib.subject.training import Trainer
+from quantlib.subject.trainer import Trainer
 
 RECIPE = """
 model = "resnet20"

@@ -136,7 +136,7 @@ def test_a_rival_without_its_kernels_is_listed_with_the_reason(monkeypatch, caps
     field = rivals.gather(rivals.Contest(small()[0], images()), names)
     assert list(field.networks) == ["fp32"] and list(field.missing) == names[1:]
     assert "no instructions for bfloat16" in field.missing["openvino_bf16"]
-    assert "pip install quantlib[rivals]" in field.missing["integer_openvino"]
+    assert "pip install -e '.[rivals]'" in field.missing["integer_openvino"]
     assert capsys.readouterr().out.count("is not here") == 3
     with pytest.raises(ConfigError, match="did you mean 'openvino'"):
         rivals.gather(rivals.Contest(small()[0], images()), ["openvinno"])

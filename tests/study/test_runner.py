@@ -16,6 +16,7 @@ from quantlib.errors import StudyError
 from quantlib.study import jobs, results, runner
 from quantlib.study.jobs import LIBRARY, Job, parse_parameters, plan
 from quantlib.study.manifest import course
+from quantlib.subject import checkpoints
 
 INPUTS = Job.inputs  # before `small_course` replaces it
 
@@ -162,6 +163,7 @@ ROOT = str(runner.results.Path(runner.__file__).parents[2])
 
 def test_a_notebook_depends_on_what_it_reads_on_the_checkpoints_and_on_the_library(small_course, monkeypatch):
     monkeypatch.setattr(Job, "inputs", INPUTS)
+    monkeypatch.setattr(checkpoints, "ROOT", small_course / "checkpoints")
     toml = small_course / "course.toml"
     reads = 'reads = ["results/02_things.csv", "results/absent.csv", "resnet50"]\nwrites = ["01_things"]'
     toml.write_text(toml.read_text().replace('writes = ["01_things"]', reads))
@@ -228,3 +230,12 @@ def test_the_times_of_a_whole_quick_run_are_recorded_and_no_others(small_course,
     table = results.load("headline", "full", small_course).set_index("name")
     assert table["value"].to_dict() == {"study_quick_seconds": 61, "test_seconds": 123}
     assert table.loc["study_quick_seconds", "n"] == 2  # notebooks
+
+
+def test_a_full_run_without_the_data_is_refused_once(small_course, monkeypatch, capsys):
+    toml = small_course / "course.toml"
+    own = 'source = "slice"\nimages_test = 32'
+    toml.write_text(toml.read_text().replace(own, own.replace("slice", "full")))
+    monkeypatch.setattr(runner.layout, "survey", lambda root: (None, ["/x: no CIFAR-10 files"]))
+    assert runner.main(["--profile", "full"]) == 2
+    assert "run `make data`" in capsys.readouterr().err

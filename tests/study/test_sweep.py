@@ -15,7 +15,7 @@ from quantlib.study import session
 from quantlib.study import sweep as module
 from quantlib.study.sweep import Journal, code_digest, sweep
 
-NO_DASK = "Dask is not installed; `pip install quantlib[cluster]` adds it"
+NO_DASK = "Dask is not installed; `pip install -e '.[cluster]'` adds it"
 SETTINGS = [{"bits": bits, "kind": kind} for bits in (8, 4, 2) for kind in ("a", "b")]
 
 
@@ -138,7 +138,7 @@ def test_what_is_no_plain_data_is_refused(tmp_path):
 
 def test_dask_is_optional(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(StudyError, match=r"pip install quantlib\[cluster\]"):
+    with pytest.raises(StudyError, match=r"pip install -e '\.\[cluster\]'"):
         sweep(SETTINGS, Counted(), Journal(tmp_path / "sweep.jsonl"), scheduler="tcp://127.0.0.1:1")
 
 
@@ -157,7 +157,7 @@ def wait_for(condition, seconds=30):
 def cluster(tmp_path):
     """A scheduler and two workers: three processes on this machine; the address, and the workers."""
     pytest.importorskip(
-        "distributed", reason="Dask is not installed; `pip install quantlib[cluster]` adds it"
+        "distributed", reason="Dask is not installed; `pip install -e '.[cluster]'` adds it"
     )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

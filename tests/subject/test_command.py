@@ -21,6 +21,8 @@ def test_the_exit_status_says_how_it_ended(capsys) -> None:
     assert run_command(lambda: 7) == 0
     assert run_command(raises(ConfigError("bits is 9."))) == 1
     assert capsys.readouterr().err == "error: bits is 9.\n"
+    assert run_command(raises(PermissionError(13, "Permission denied", "/x"))) == 1
+    assert "Permission denied: '/x'; make room there, or name a folder" in capsys.readouterr().err
     assert run_command(raises(KeyboardInterrupt()), kept="every run is saved") == 130
     assert "every run is saved, and the same command goes on" in capsys.readouterr().out
 
@@ -47,6 +49,7 @@ def test_a_start_made_with_other_options_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("name", "said"), [
     ("abacus", "There is no device 'abacus'; use cpu or cuda."), ("cuda", "There is no CUDA device"),
+    ("mps", "There is no device 'mps'; use cpu or cuda."),
 ])  # fmt: skip
 def test_a_device_that_is_not_there_is_refused_before_any_work(name, said, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -55,4 +58,10 @@ def test_a_device_that_is_not_there_is_refused_before_any_work(name, said, monke
     assert said in capsys.readouterr().err
     assert campaign_arguments([], None, "resnet20_ticket", "tickets").device == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert campaign_arguments([], None, "resnet20_ticket", "tickets").device == "cuda"
+    there = campaign_arguments([], None, "resnet20_ticket", "tickets")
+    assert there.device == "cuda" and there.workers == 4
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert campaign_arguments(["--device", "cuda:1"], None, "x", "tickets").device == "cuda:1"
+    with pytest.raises(SystemExit):
+        campaign_arguments(["--device", "cuda:2"], None, "x", "tickets")
+    assert "the last one here is cuda:1" in capsys.readouterr().err

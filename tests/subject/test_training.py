@@ -1,20 +1,24 @@
 """The trainer: resumed equals uninterrupted, divergence stops, two processes learn together."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from quantlib.errors import ConfigError, TrainingError
-from quantlib.subject import data, training
+from quantlib.subject import data
+from quantlib.subject import trainer as trainer_module
 from quantlib.subject.hooks import Hooks
 from quantlib.subject.models import build
-from quantlib.subject.recipe import Recipe, load_recipe
-from quantlib.subject.training import Trainer, main
+from quantlib.subject.recipe import Recipe, load_recipe, trained_by
+from quantlib.subject.trainer import Trainer
+from quantlib.subject.training import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = Recipe(
@@ -22,18 +26,23 @@ TINY = Recipe(
 )
 
 
-def trainer(folder: Path, recipe: Recipe = TINY, **options) -> Trainer:
+def trainer(folder: Path, recipe: Recipe = TINY, compile_model: bool = False, **options) -> Trainer:
     images = data.load("calibration").take(96)
-    return Trainer(recipe, images, images.take(32), folder, compile_model=False, **options)
+    return Trainer(recipe, images, images.take(32), folder, compile_model=compile_model, **options)
 
 
 def weights(model: torch.nn.Module) -> torch.Tensor:
     return torch.cat([t.flatten().double() for t in model.state_dict().values()])
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
-def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, optimizer: str) -> None:
+@pytest.mark.parametrize(("optimizer", "compiling"), [("sgd", False), ("sgd", True), ("muon", False)])
+def test_resumed_run_equals_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch, optimizer: str, compiling: bool
+) -> None:
     recipe = replace(TINY, optimizer=optimizer)
+    # A compiler that changes nothing: what is compared is what its first call leaves behind.
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic: torch.nn.Sequential(model))
+    trainer = partial(globals()["trainer"], compile_model=compiling)
     whole = trainer(tmp_path / "whole", recipe)
     whole.run()
     first = trainer(tmp_path / "parts", recipe)
@@ -163,16 +172,39 @@ def test_recipes_are_read_and_unknown_ones_refused(tmp_path: Path) -> None:
         load_recipe(str(path))
 
 
+@pytest.mark.parametrize(("line", "said"), [
+    ("stages = 3", "stages are lists of epochs and pixels"),
+    ("stages = [[1]]", "stages are lists of epochs and pixels"),
+    ("stages = []", "stages are lists of epochs and pixels"),
+    ("stages = [[1, 32]]\ncycles = [[1]]", "cycles lists of epochs and a share"),
+    ('stages = [[1, 32]]\nlearning_rate = "0.1"', "learning_rate is '0.1'; it must be a number"),
+    ("stages = [[1, 32]]\nbatch_size = 12.5", "batch_size is 12.5; it must be a whole number"),
+])  # fmt: skip
+def test_a_setting_of_the_wrong_kind_is_named(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'model = "resnet20"\n{line}\n')
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load_recipe(str(path))
+
+
+def test_a_recipe_of_another_command_is_not_trained_as_a_plain_network(capsys) -> None:
+    assert main(["--recipe", "resnet50_lowrank", "--device", "cpu"]) == 1
+    assert "is trained by `python -m quantlib.study.tune_lowrank --recipe" in capsys.readouterr().err
+    assert trained_by("resnet50") == "" and trained_by("resnet20") == "quantlib.subject.training"
+
+
 SCRIPT = """
 import sys, torch, torch.distributed as dist
+from dataclasses import replace
 from pathlib import Path
 from tests.subject.test_training import TINY
 from quantlib.subject import data
-from quantlib.subject.training import Trainer
+from quantlib.subject.trainer import Trainer
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 images = data.load("calibration").take(96)
-run = Trainer(TINY, images, images.take(32), Path(sys.argv[1]), compile_model=False)
+recipe = replace(TINY, start="resnet20")
+run = Trainer(recipe, images, images.take(32), Path(sys.argv[1]), compile_model=False)
 run.run()
 total = torch.tensor([float(sum(p.double().sum() for p in run.model.parameters()))], dtype=torch.float64)
 both = [torch.zeros_like(total) for _ in range(2)]
@@ -192,6 +224,8 @@ def test_two_processes_hold_the_same_weights(tmp_path: Path) -> None:
                           capture_output=True, timeout=120)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert [(tmp_path / f"run-{rank}").read_text() for rank in (0, 1)] == ["batch 16", "batch 16"]
+    rows = (tmp_path / "run/log.csv").read_text().splitlines()  # a header, the start, two epochs
+    assert len(rows) == 4
 
 
 class KeepHalf(Hooks):
@@ -249,7 +283,7 @@ def test_training_starts_from_a_given_model_or_from_a_checkpoint(tmp_path: Path,
     before = given.fc.weight.clone()
     assert torch.equal(trainer(tmp_path / "given", model=given).model.fc.weight, before)
     asked = []
-    monkeypatch.setattr(training, "load_checkpoint", lambda name: asked.append(name) or given)
+    monkeypatch.setattr(trainer_module, "load_checkpoint", lambda name: asked.append(name) or given)
     assert trainer(tmp_path / "start", replace(TINY, start="resnet20")).model is given
     assert asked == ["resnet20"]
 
@@ -282,7 +316,7 @@ class PowerCut(Hooks):
 def test_a_run_that_dies_within_an_epoch_goes_on_from_its_last_save(
     tmp_path: Path, monkeypatch, save_seconds: float, kept: int
 ) -> None:
-    monkeypatch.setattr(training, "CHECK_EVERY", 1)
+    monkeypatch.setattr(trainer_module, "CHECK_EVERY", 1)
     first = trainer(tmp_path / "parts", hooks=PowerCut(), save_seconds=save_seconds)
     with pytest.raises(RuntimeError, match="power cut"):
         first.run()
