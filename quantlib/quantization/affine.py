@@ -8,6 +8,7 @@ ONNX Runtime divides instead; about one value in 6,000 then lands on the neighbo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -28,8 +29,9 @@ def quant_range(bits: int, signed: bool, narrow_range: bool = False) -> tuple[in
     >>> quant_range(8, signed=True), quant_range(8, signed=True, narrow_range=True), quant_range(4, False)
     ((-128, 127), (-127, 127), (0, 15))
     """
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
+    if isinstance(bits, bool) or not isinstance(bits, Integral) or not 2 <= bits <= 8:
         raise ConfigError(f"bits must be a whole number from 2 to 8, not {bits!r}.")
+    bits = int(bits)  # widths come out of tables, as numpy's integers
     low = -(2 ** (bits - 1)) if signed else 0
     return low + int(narrow_range), low + 2**bits - 1
 
@@ -38,7 +40,8 @@ def quant_range(bits: int, signed: bool, narrow_range: bool = False) -> tuple[in
 class QParams:
     """The grid of one tensor: scale and zero point, of shape () per tensor or (C,) per channel on `axis`.
 
-    scale: float32, > 0, in units of the tensor; zero_point: int32, inside quant_min..quant_max.
+    scale: float32, > 0, in units of the tensor; zero_point: int32, inside quant_min..quant_max. Neither is
+    checked here: a look at each would wait for a GPU; `qparams_from_range` makes them so.
     Raises ConfigError when the shapes disagree with `axis`. Introduced in notebook 02.
     """
 

@@ -37,6 +37,8 @@ def allocate(
     """
     _check(costs, sizes, budget)
     budget = int(budget)
+    if cells < 1:
+        raise ConfigError(f"cells must be 1 or more, not {cells}.")
     sizes = {name: {bits: int(size) for bits, size in each.items()} for name, each in sizes.items()}
     unit = _unit((size for each in sizes.values() for size in each.values()), budget, cells)
     room = budget // unit
@@ -46,6 +48,12 @@ def allocate(
         steps = [-(-sizes[name][bits] // unit) for bits in choices]
         best, which = _extend(best, steps, list(choices.values()))
         taken.append(which)
+    least = sum(min(each.values()) for each in sizes.values())
+    if not np.isfinite(best[room]) and least <= budget:
+        raise ConfigError(
+            f"The budget of {budget:,} holds the fewest bits ({least:,}), but not on {cells:,} cells, or at "
+            "no finite cost; raise cells or the budget."
+        )
     if not np.isfinite(best[room]):
         raise ConfigError(
             f"Even the fewest bits need more than the budget of {budget:,}; raise it, or offer fewer bits."
@@ -61,7 +69,7 @@ def _check(costs: Table, sizes: Mapping[str, Mapping[int, int]], budget: int) ->
     }:
         raise ConfigError("costs and sizes must have the same layers and the same widths.")
     every = [size for each in sizes.values() for size in each.values()] + [budget]
-    if any(isinstance(size, bool) or int(size) != size or size < 0 for size in every):
+    if any(isinstance(size, bool) or not 0 <= size < math.inf or int(size) != size for size in every):
         raise ConfigError("Sizes and the budget must be whole numbers, 0 or more.")
     if any(math.isnan(cost) or cost == -math.inf for each in costs.values() for cost in each.values()):
         raise ConfigError("A cost is not a number; measure it again.")

@@ -153,7 +153,9 @@ def _add(node: fx.Node) -> list[nn.Module] | None:
 
 def _cat(node: fx.Node) -> list[nn.Module] | None:
     dim = _argument(node, 1, 0, "dim", "axis")
-    return [Concat(dim)] if isinstance(dim, int) and _knows(node, "tensors", "dim", "axis") else None
+    known = isinstance(dim, int) and _knows(node, "tensors", "dim", "axis")
+    # Not along the batch: engines take a large batch in parts, and each part would be joined by itself.
+    return [Concat(dim)] if known and dim not in (0, -4) else None
 
 
 def _argument(node: fx.Node, place: int, default: Any, *names: str) -> Any:
@@ -202,6 +204,11 @@ def _view(node: fx.Node) -> list[nn.Module] | None:
     return None
 
 
+def _dropout(node: fx.Node) -> list[nn.Module] | None:
+    """Nothing in eval mode; but F.dropout(x) alone drops in either mode."""
+    return [] if _argument(node, 2, True, "training", "train") is False else None
+
+
 def is_batch_size(value: Any) -> bool:
     """Whether a node is x.size(0) or x.shape[0]."""
     if not isinstance(value, fx.Node):
@@ -223,6 +230,6 @@ CALLS: tuple[tuple[tuple[Any, ...], Callable[[fx.Node], list[nn.Module] | None]]
     ((torch.mean, "mean"), _mean),
     ((torch.flatten, "flatten"), _flatten),
     (("view", "reshape", torch.reshape), _view),
-    ((F.dropout, F.dropout2d, torch.dropout), lambda node: []),
+    ((F.dropout, F.dropout2d, torch.dropout), _dropout),
 )
 """What each function or method becomes."""

@@ -81,15 +81,20 @@ class Flatten(nn.Flatten):
 
 def fused_conv(conv: nn.Conv2d) -> FusedConv2d:
     """The same convolution as a FusedConv2d, sharing its parameters."""
-    return _adopt(FusedConv2d.__new__(FusedConv2d), conv)
+    return adopt(FusedConv2d.__new__(FusedConv2d), conv)
 
 
 def fused_linear(linear: nn.Linear) -> FusedLinear:
     """The same linear layer as a FusedLinear, sharing its parameters."""
-    return _adopt(FusedLinear.__new__(FusedLinear), linear)
+    return adopt(FusedLinear.__new__(FusedLinear), linear)
 
 
-def _adopt(new: M, old: nn.Module) -> M:
+def shared_copy(layer: M) -> M:
+    """Another object for the same layer: its parameters are shared, its ReLU is its own."""
+    return adopt(layer.__class__.__new__(layer.__class__), layer)
+
+
+def adopt(new: M, old: nn.Module) -> M:
     """Give `new` everything that `old` holds: cheaper than a second random initialization."""
     new.__dict__.update(old.__dict__)
     new._parameters = dict(old._parameters)

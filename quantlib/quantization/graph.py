@@ -18,7 +18,7 @@ from quantlib.quantization.canonical import (
     tensor_inputs,
     works_in_place,
 )
-from quantlib.quantization.fused import FusedAdd, FusedConv2d, FusedLinear
+from quantlib.quantization.fused import FusedAdd, FusedConv2d, FusedLinear, shared_copy
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 """What is folded."""
@@ -62,10 +62,13 @@ def fold_weights(
         r = rsqrt(var + eps);  W' = W * (gamma * r);  b' = (b - mean) * r * gamma + beta
 
     gamma and r have shape (out,), and scale whole output channels. Bit-equal to
-    torch.nn.utils.fusion.fuse_conv_bn_weights. Introduced in notebook 06.
+    torch.nn.utils.fusion.fuse_conv_bn_weights. Raises UnsupportedOperatorError for a norm without running
+    statistics. Introduced in notebook 06.
     """
     if norm.running_mean is None or norm.running_var is None:
-        raise UnsupportedOperatorError("A batch norm without running statistics cannot be folded.")
+        raise UnsupportedOperatorError(
+            "A batch norm without running statistics cannot be folded; train it with running statistics."
+        )
     mean, var = norm.running_mean, norm.running_var
     gamma = torch.ones_like(mean) if norm.weight is None else norm.weight
     beta = torch.zeros_like(mean) if norm.bias is None else norm.bias
@@ -142,6 +145,8 @@ def _canonicalize(traced: fx.GraphModule) -> None:
             continue
         last = inputs[0]
         for position, module in enumerate(replacement):
+            if module is modules.get(str(node.target)):  # called again: a ReLU of its own, the same weights
+                module = shared_copy(module)
             name = _name(node, module, modules, taken)
             traced.add_submodule(name, module)
             with traced.graph.inserting_before(node):
@@ -197,7 +202,7 @@ def _fold(traced: fx.GraphModule) -> None:
         if source.op != "call_module" or len(source.users) > 1 or targets.count(source.target) > 1:
             continue
         layer = module_of(source)
-        if type(layer) not in CONVOLUTIONS or norm.running_mean is None:
+        if type(layer) not in CONVOLUTIONS or getattr(layer, "relu", False) or norm.running_mean is None:
             continue
         with torch.no_grad():
             weight, bias = fold_weights(layer.weight, layer.bias, norm)  # type: ignore[arg-type]

@@ -61,7 +61,7 @@ def quantize_uint8(x: Tensor, inverse: float, zero_point: int, low: int, high: i
         x = x.contiguous()
         out = torch.empty_like(x, dtype=torch.uint8)
     floats, integers = flat(x), flat(out)
-    piece = torch.empty(min(PIECE, floats.numel()))
+    piece = torch.empty(min(PIECE, floats.numel()), device=x.device)
     for values, q in zip(floats.split(PIECE), integers.split(PIECE), strict=True):
         scaled = torch.mul(values, inverse, out=piece[: len(values)])
         scaled.clamp_(low - zero_point, high - zero_point).add_(ROUNDER)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
+from quantlib.errors import ConfigError
 from quantlib.quantization.graph import kind, module_of
 from quantlib.quantization.qconfig import QConfig, Scheme, check_name
 from quantlib.quantization.sites import is_site, site_name, source
@@ -80,7 +81,7 @@ def low_bit_qconfig(
 
 
 def _each(widths: Widths, names: list[str], what: str) -> dict[str, int]:
-    if isinstance(widths, int):
+    if not isinstance(widths, Mapping):
         return dict.fromkeys(names, widths)
     for name in widths:
         check_name(name, names, what)
@@ -90,6 +91,8 @@ def _each(widths: Widths, names: list[str], what: str) -> dict[str, int]:
 def first_and_last(graph: fx.Graph) -> tuple[fx.Node, fx.Node]:
     """The first and the last layer with weights."""
     layers = [node for node in graph.nodes if kind(node) in ("conv", "linear")]
+    if not layers:
+        raise ConfigError("This graph has no convolution and no linear layer; take ends='same'.")
     return layers[0], layers[-1]
 
 

@@ -79,7 +79,8 @@ def weight_grid(name: str, observer: Observer, kind: str) -> QParams:
         grid = observer.qparams()
     if bool((grid.zero_point != 0).any()) or grid.quant_min >= 0:
         raise ConfigError(
-            f"Weights of {name!r} have a zero point; {kind} needs Scheme(symmetric=True) for weights."
+            f"Weights of {name!r} have a zero point; {kind} needs Scheme(symmetric=True) for weights, and"
+            " signed=None or True."
         )
     return grid
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from quantlib.errors import ConfigError, NotCalibratedError
+from quantlib.errors import ConfigError, NotCalibratedError, UnsupportedOperatorError
 from quantlib.quantization.affine import EPS, quant_range
 from quantlib.quantization.observers import make_observer
 
@@ -45,8 +45,9 @@ class LearnedGrid(nn.Module):
     times 1 / sqrt(values * quant_max), so that a scale moves as slowly as the weights do.
 
     scale: shape () or, for `channels`, (channels,) along axis 0. `signed` grids are symmetric (narrow range:
-    two bits are ternary). Raises NotCalibratedError until `start` has seen values. Source: Esser et al. 2020
-    (LSQ); equal to torch's own learnable fake-quantize kernel. Introduced in notebook 15.
+    two bits are ternary). Until `start` has seen values the scale is 1, and `learned_grids` refuses it.
+    Source: Esser et al. 2020 (LSQ); equal to torch's own learnable fake-quantize kernel.
+    Introduced in notebook 15.
     """
 
     started: Tensor
@@ -121,12 +122,20 @@ Trainable: TypeAlias = TrainableConv2d | TrainableLinear
 
 def inputs_of_layers(model: nn.Module) -> dict[str, str]:
     """For each convolution and linear layer, in order, the name of the traced node that it reads."""
-    graph = fx.symbolic_trace(model).graph
-    return {
-        str(node.target): str(node.args[0])
-        for node in graph.nodes
-        if node.op == "call_module" and type(model.get_submodule(str(node.target))) in TRAINABLE
-    }
+    try:
+        graph = fx.symbolic_trace(model).graph
+    except Exception as error:  # torch.fx fails in as many ways as there are models
+        raise UnsupportedOperatorError(
+            f"torch.fx cannot trace {type(model).__name__} ({error}); "
+            "remove what depends on the data from its forward."
+        ) from error
+    found: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.op == "call_module" and type(model.get_submodule(str(node.target))) in TRAINABLE:
+            if str(node.target) in found:
+                raise ConfigError(f"{node.target!r} is called twice; give each call a layer of its own.")
+            found[str(node.target)] = str(node.all_input_nodes[0])
+    return found
 
 
 def make_trainable(model: nn.Module, weight_bits: int, activation_bits: int, ends_bits: int = 8) -> nn.Module:
@@ -140,7 +149,10 @@ def make_trainable(model: nn.Module, weight_bits: int, activation_bits: int, end
     """
     reads = inputs_of_layers(model)
     if not reads:
-        raise ConfigError("This model has no convolution and no linear layer to train on a grid.")
+        raise ConfigError(
+            "This model has no convolution and no linear layer to train on a grid; pass the model itself, not"
+            " its fused graph."
+        )
     model, names = copy.deepcopy(model), list(reads)
     grids: dict[str, LearnedGrid] = {}
     for name in names:
@@ -164,7 +176,8 @@ def start_grids(model: nn.Module, images: Tensor) -> nn.Module:
     """Give every grid its first scale: weights from themselves, inputs from one forward pass of `images`.
 
     images: (n, 3, h, w), from the training set. The model is put into eval mode for the pass, and each grid
-    starts on what the low-bit layers before it make. Returns the model. Raises ConfigError where values
+    starts on what the low-bit layers before it make; one that was started before starts anew. Returns the
+    model. Raises ConfigError where values
     below zero meet an unsigned grid. Introduced in notebook 15.
     """
     handles = []
@@ -177,14 +190,16 @@ def start_grids(model: nn.Module, images: Tensor) -> nn.Module:
                 )
             layer.input_grid.start(args[0])
 
+    modes = {module: module.training for module in model.modules()}  # a frozen batch norm stays frozen
     for layer in trainable_layers(model).values():
         layer.weight_grid.start(layer.weight)
+        layer.input_grid.started.fill_(False)
         handles.append(layer.register_forward_pre_hook(first))
-    was_training = model.training
     try:
         model.eval()(images)
     finally:
-        model.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode
         for handle in handles:
             handle.remove()
     return model

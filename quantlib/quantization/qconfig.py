@@ -11,7 +11,7 @@ from quantlib.errors import ConfigError
 from quantlib.quantization.affine import quant_range
 from quantlib.quantization.observers import Observer, make_observer
 
-KINDS = ("conv", "linear", "add", "concat", "pool", "relu")
+KINDS = ("conv", "linear", "add", "concat", "relu")
 """The operator types that QConfig.by_type knows."""
 
 
@@ -38,6 +38,11 @@ class Scheme:
 
     def __post_init__(self) -> None:
         quant_range(self.bits, self.is_signed, self.narrow_range)
+        for name in ("bits", "signed", "symmetric", "narrow_range", "axis"):
+            if name in self.options:
+                raise ConfigError(
+                    f"{name!r} is no option of the observer; set it on the Scheme (axis: per_channel)."
+                )
         self.observer_instance(axis=0)
 
     @property
@@ -113,7 +118,9 @@ def check_name(name: str, known: Iterable[str], what: str) -> None:
     if name in names:
         return
     close = get_close_matches(str(name), names, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(names[:8])}."
+    listed = ", ".join([*names[:8], *(["..."] if names[8:] else [])])
+    some = f"choose one of {listed}." if names else "there are none."
+    hint = f"did you mean {close[0]!r}?" if close else some
     raise ConfigError(f"There is no {what} named {name!r}; {hint}")
 
 

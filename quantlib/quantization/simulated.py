@@ -73,7 +73,8 @@ class FakeQuantizedWeight(nn.Module):
         # A change in place of the weight or of its scale changes this key; the cache is no part of the state.
         key = (weight.data_ptr(), weight._version, weight.device, self.weight_quantizer.scale._version)
         if self.__dict__.get("_cache_key") != key:
-            with torch.no_grad():
+            # Not an inference tensor: whoever evaluates in inference mode may train afterwards.
+            with torch.inference_mode(False), torch.no_grad():
                 self.__dict__["_cached"] = self.weight_quantizer(weight)
             self.__dict__["_cache_key"] = key
         cached: Tensor = self.__dict__["_cached"]
@@ -122,7 +123,8 @@ def to_simulated(prepared: Prepared) -> fx.GraphModule:
     """The fused network with fake-quantized weights, and a FakeQuantize behind every observed tensor.
 
     Average pooling leaves the grid of its input, so a second FakeQuantize of the same grid follows it, as
-    the integer kernel would round there. Gradients flow to weights and biases. Introduced in notebook 07.
+    the integer kernel would round there. Gradients flow to biases always, to weights in train mode; it comes
+    in eval mode, where the rounded weights are kept. Introduced in notebook 07.
     """
     model = copy.deepcopy(prepared.graph_module)
     model.meta.pop("canonical", None)  # it is no float network any more: nothing may be prepared from it

@@ -14,7 +14,7 @@ from quantlib.quantization.affine import QParams
 from quantlib.quantization.graph import fuse, is_canonical, kind, module_of
 from quantlib.quantization.observers import Observer
 from quantlib.quantization.qconfig import FLOAT, QConfig, Scheme, check_name
-from quantlib.quantization.sites import is_site, naming, readers, site_name
+from quantlib.quantization.sites import SHARING, is_site, naming, readers, site_name
 
 
 class Prepared(nn.Module):
@@ -38,7 +38,9 @@ class Prepared(nn.Module):
         return self.graph_module.graph
 
     def _place_observers(self) -> None:
-        names = [site_name(node) for node in self.graph.nodes if node.op != "output"]
+        # A pooling or flattening keeps the grid of its input: a setting for it would do nothing.
+        named = [node for node in self.graph.nodes if node.op != "output" and kind(node) not in SHARING]
+        names = [site_name(node) for node in named]
         self.qconfig.check_names(names)
         for node in self.graph.nodes:
             config = self.qconfig.for_layer(site_name(node), kind(node))
@@ -55,7 +57,8 @@ class Prepared(nn.Module):
         """The scheme of a node's output; a layer left in float32 obliges the integer layers that read it."""
         if config is not FLOAT:
             return config.activation
-        configs = [self.qconfig.for_layer(site_name(reader), kind(reader)) for reader in readers(node)]
+        reading = [reader for reader in readers(node) if kind(reader)]  # what stays in float32 has no kind
+        configs = [self.qconfig.for_layer(site_name(reader), kind(reader)) for reader in reading]
         return next((wish.activation for wish in configs if wish.weight is not None), None)
 
     def set_observer(self, name: str, observer: Observer) -> None:
@@ -84,6 +87,7 @@ class _Watching(fx.Interpreter):
 
     def __init__(self, graph: fx.GraphModule, observers: dict[str, Observer]) -> None:
         super().__init__(graph)
+        self.extra_traceback = False  # a sentence of ours is not to be followed by a page of fx's
         self.observers = observers
 
     def run_node(self, n: fx.Node) -> Any:
@@ -127,6 +131,8 @@ def prepare(
             )
     prepared = Prepared(graph, QConfig() if qconfig is None else qconfig).eval()
     if example is not None:
+        if not example.numel() or not bool(torch.isfinite(example).all()):
+            raise ConfigError("The example must be a batch of finite images; it is empty or not finite.")
         _check_example(model, graph, example)
     return prepared
 

@@ -105,3 +105,17 @@ def test_a_layer_may_have_more_choices_than_a_byte_counts():
     costs = {"a": {bits: float(1000 - bits) for bits in range(1, 601)}}
     sizes = {"a": {bits: bits for bits in range(1, 601)}}
     assert allocate(costs, sizes, budget=555) == {"a": 555}
+
+
+def test_a_budget_that_is_met_but_not_on_these_cells_says_so():
+    sizes = {"a": {2: 2_000_003}, "b": {2: 2_000_033}}
+    costs = {"a": {2: 1.0}, "b": {2: 1.0}}
+    with pytest.raises(ConfigError, match="raise cells or the budget"):
+        allocate(costs, sizes, 4_000_036, cells=1000)
+    assert allocate(costs, sizes, 4_000_036, cells=5_000_000) == {"a": 2, "b": 2}
+    with pytest.raises(ConfigError, match="at no finite cost"):
+        allocate({"a": {2: float("inf")}}, {"a": {2: 2}}, 100)
+    with pytest.raises(ConfigError, match="whole numbers"):
+        allocate({"a": {2: 1.0}}, {"a": {2: 2}}, float("inf"))
+    with pytest.raises(ConfigError, match="cells must be 1 or more"):
+        allocate({"a": {2: 1.0}}, {"a": {2: 2}}, 100, cells=0)

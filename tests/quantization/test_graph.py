@@ -2,6 +2,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn import functional as F
 
 from quantlib.errors import ConfigError, UnsupportedOperatorError
 from quantlib.quantization.fused import FusedAdd, FusedConv2d
@@ -212,3 +213,61 @@ def test_a_keyword_that_is_not_understood_is_not_left_out():
             return x.mean((2, 3), dtype=torch.float16)
 
     assert unsupported(Rounded().eval())
+
+
+def test_a_batch_norm_is_not_folded_through_a_relu_inside_a_layer():
+    """relu(conv(x)) of a fused graph, then a norm: gain and shift belong behind the ReLU."""
+    inner = fuse(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()).get_submodule("0")
+    model = randomize(nn.Sequential(inner, nn.BatchNorm2d(4)))
+    assert inner.relu
+    with pytest.raises(UnsupportedOperatorError):
+        fuse(model)
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(fold_batch_norm(model)(x), model(x))
+
+
+class Twice(nn.Module):
+    """A fused layer that is called twice, once before a ReLU."""
+
+    def __init__(self):
+        super().__init__()
+        self.c = fuse(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1)).eval()).get_submodule("0")
+
+    def forward(self, x):
+        return self.c(torch.relu(self.c(x)))
+
+
+def test_a_fused_layer_that_is_called_twice_has_a_relu_for_each_call():
+    model, x = Twice().eval(), torch.randn(2, 3, 8, 8)
+    fused = fuse(model)
+    assert torch.allclose(fused(x), model(x), atol=1e-6)
+    first, second = fused.get_submodule("c"), fused.get_submodule("c_1")
+    assert (first.relu, second.relu) == (True, False) and first.weight is second.weight
+
+
+class Drops(nn.Module):
+    """F.dropout with and without a word about training."""
+
+    def __init__(self, said):
+        super().__init__()
+        self.conv, self.said = nn.Conv2d(3, 3, 1), said
+
+    def forward(self, x):
+        x = self.conv(x)
+        return F.dropout(x, 0.5, training=self.training) if self.said else F.dropout(x, 0.5)
+
+
+def test_a_dropout_that_drops_in_eval_mode_too_is_not_left_out():
+    assert unsupported(Drops(True).eval()) == []
+    with pytest.raises(UnsupportedOperatorError, match="dropout"):
+        fuse(Drops(False).eval())
+
+
+class Joined(nn.Module):
+    def forward(self, x):
+        return torch.cat([x, x])
+
+
+def test_images_are_not_joined_along_the_batch():
+    with pytest.raises(UnsupportedOperatorError, match="cat"):
+        fuse(nn.Sequential(nn.Conv2d(3, 3, 1), Joined()).eval())

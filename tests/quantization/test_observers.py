@@ -174,6 +174,7 @@ def test_names_and_options() -> None:
         ("recording", {"limit": -1}),
         ("mse", {"ratios": 0}),
         ("mse", {"sample": 0}),
+        ("histogram", {"bins": 0}),
     ):
         with pytest.raises(ConfigError):
             make_observer(name, **options)
@@ -306,6 +307,19 @@ def test_a_settled_observer_keeps_its_range_and_nothing_else(axis: int | None) -
     observer(x)
 
 
+@pytest.mark.parametrize("name", ["histogram", "entropy", "percentile"])
+def test_a_settled_observer_lets_its_histogram_go(name: str) -> None:
+    observer, x = make_observer(name), torch.randn(500)
+    observer(x)
+    low = observer.range()[0]
+    assert observer.settle().range()[0] is low and observer.histogram is None
+
+
+def test_a_vector_has_no_channels() -> None:
+    with pytest.raises(ConfigError, match="no channels on axis 0; take axis=None"):
+        make_observer("minmax", axis=0)(torch.randn(5))
+
+
 def test_a_fixed_observer_knows_the_ends_of_its_own_grid() -> None:
     grid = QParams(torch.tensor(0.5), torch.tensor(128), 121, 135)
     fixed = FixedObserver(grid, make_observer("minmax", bits=4))
@@ -315,8 +329,9 @@ def test_a_fixed_observer_knows_the_ends_of_its_own_grid() -> None:
 
 
 @pytest.mark.parametrize("name", ["entropy", "percentile"])
-def test_a_nearly_dead_first_batch_does_not_ask_for_all_memory(name: str) -> None:
+@pytest.mark.parametrize("first", [1e-6, 1e-42])
+def test_a_nearly_dead_first_batch_does_not_ask_for_all_memory(name: str, first: float) -> None:
     observer = make_observer(name)
-    observer(torch.full((8,), 1e-6))
+    observer(torch.full((8,), first))
     with pytest.raises(ConfigError, match="calibrate on larger batches"):
         observer(torch.full((8,), 1e4))

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from quantlib.errors import ConfigError, NotCalibratedError
+from quantlib.errors import ConfigError, NotCalibratedError, UnsupportedOperatorError
+from quantlib.quantization.graph import fuse
 from quantlib.quantization.qat import LearnedGrid, make_trainable, plain, start_grids, trainable_layers
 from quantlib.subject.models import build
 
@@ -117,3 +118,41 @@ def test_training_moves_weights_and_scales_and_lowers_the_loss():
         losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]
     assert not torch.equal(scale, model[2].weight_grid.scale)
+
+
+def test_starting_again_starts_everything_again_and_a_frozen_norm_stays_frozen():
+    model = make_trainable(build("resnet20"), 4, 4).train()
+    model.bn1.eval()
+    x = torch.randn(4, 3, 32, 32)
+    start_grids(model, x)
+    layer = trainable_layers(model)["layer1.0.conv1"]
+    first = [layer.input_grid.scale.detach().clone(), layer.weight_grid.scale.detach().clone()]
+    with torch.no_grad():
+        layer.input_grid.scale *= 1.3
+        layer.weight_grid.scale *= 1.3
+    start_grids(model, x)
+    assert torch.equal(layer.input_grid.scale, first[0]) and torch.equal(layer.weight_grid.scale, first[1])
+    assert not model.bn1.training and model.training and model.layer1.training
+
+
+class CalledTwice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.c(torch.relu(self.c(input=x)))
+
+
+class Branches(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_networks_that_cannot_be_trained_so_are_named_before_the_training():
+    with pytest.raises(ConfigError, match="'c' is called twice"):
+        make_trainable(CalledTwice(), 4, 4)
+    with pytest.raises(UnsupportedOperatorError, match="remove what depends on the data"):
+        make_trainable(Branches(), 4, 4)
+    with pytest.raises(ConfigError, match="not its fused graph"):
+        make_trainable(fuse(nn.Sequential(nn.Conv2d(3, 3, 1)).eval()), 4, 4)

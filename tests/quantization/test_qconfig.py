@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 
 from quantlib.errors import ConfigError
-from quantlib.quantization.qconfig import ACTIVATION, WEIGHT, QConfig, Scheme
+from quantlib.quantization.qconfig import ACTIVATION, WEIGHT, QConfig, Scheme, check_name
 
 
 @pytest.mark.parametrize("bits", [1, 9, 0, -4, 8.0, True, "8"])
@@ -54,3 +55,16 @@ def test_unknown_type_and_name_suggest_the_closest():
 def test_an_override_is_a_qconfig_or_none():
     with pytest.raises(ConfigError, match="override for 'conv1' must be a QConfig or None"):
         QConfig(by_name={"conv1": Scheme(bits=4)})
+
+
+def test_what_the_scheme_says_is_no_option_of_its_observer():
+    with pytest.raises(ConfigError, match="'bits' is no option of the observer; set it on the Scheme"):
+        Scheme(options={"bits": 4})
+    assert Scheme(bits=np.int64(4)).observer_instance().quant_max == 15
+
+
+def test_an_unknown_name_where_nothing_is_known():
+    with pytest.raises(ConfigError, match="there are none"):
+        check_name("conv1", [], "layer")
+    with pytest.raises(ConfigError, match=r"choose one of a1, a2, a3, a4, a5, a6, a7, a8, \.\.\.\."):
+        check_name("zzz", [f"a{k}" for k in range(1, 10)], "layer")

@@ -126,6 +126,15 @@ def test_training_reduces_the_error_and_eval_sees_the_new_weights(prepared):
     assert F.mse_loss(simulated.eval()(x), target).item() < 0.5 * first
 
 
+def test_an_evaluation_in_inference_mode_leaves_no_inference_tensor(prepared):
+    simulated, x = convert(prepared), torch.randn(1, 3, 16, 16)
+    with torch.inference_mode():
+        simulated(x)
+    simulated(x).sum().backward()
+    gradients = {name: p.grad for name, p in simulated.named_parameters()}
+    assert all((g is not None) == name.endswith("bias") for name, g in gradients.items())  # in eval mode
+
+
 def test_eval_caches_the_weight_until_it_changes(prepared):
     layer = convert(prepared).get_submodule("conv1")
     assert isinstance(layer, SimulatedConv2d)

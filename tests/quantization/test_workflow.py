@@ -291,3 +291,39 @@ def test_what_observers_keep_beside_buffers_moves_too(images):
         counted = [] if observer.histogram is None else [observer.histogram.counts]
         held = [observer.minimum, *observer.kept, *counted, *(observer._chosen or ())]
         assert all(tensor.device.type == "meta" for tensor in held)
+
+
+class Swish(nn.Module):
+    """A layer that only an operator without a kernel reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.c1, self.c2 = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x):
+        return self.c2(nn.functional.silu(self.c1(x)))
+
+
+def test_a_float_layer_that_no_integer_layer_reads_has_no_grid():
+    floats = QConfig(by_name={"c1": None})
+    prepared = prepare(Swish().eval(), floats, unsupported="float")
+    assert "c1" not in prepared.activations and "input" in prepared.activations
+
+
+def test_an_error_of_a_calibration_is_one_sentence(images):
+    prepared = prepare(randomize(Tiny()))
+    with pytest.raises(NonFiniteError) as found:
+        calibrate(prepared, [images * float("nan")])
+    assert "While executing" not in str(found.value) and len(str(found.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("example", [torch.zeros(0, 3, 16, 16), torch.full((1, 3, 16, 16), float("nan"))])
+def test_an_example_that_shows_nothing_is_refused(example):
+    with pytest.raises(ConfigError, match="empty or not finite"):
+        prepare(randomize(Tiny()), example=example)
+
+
+def test_a_setting_for_a_pooling_would_do_nothing_and_is_refused():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(196, 2)).eval()
+    with pytest.raises(ConfigError, match="no layer named '1'"):
+        prepare(model, QConfig(by_name={"1": QConfig()}))

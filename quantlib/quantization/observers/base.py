@@ -80,6 +80,10 @@ class Observer(nn.Module):
             raise ConfigError(f"A tensor of shape {tuple(x.shape)} is empty; pass some values.")
         if not x.is_floating_point():
             raise ConfigError(f"Observers need floating-point tensors, not {x.dtype}.")
+        if self.axis is not None and not (x.dim() >= 2 and -x.dim() <= self.axis < x.dim()):
+            raise ConfigError(
+                f"A tensor of shape {tuple(x.shape)} has no channels on axis {self.axis}; take axis=None."
+            )
         data = x.detach()
         data = flat(data) if self.axis is None else by_channel(data, self.axis)
         low, high = (end.float() for end in torch.aminmax(data, dim=None if self.axis is None else 1))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from quantlib.errors import ConfigError
 from quantlib.quantization.observers.base import Observer
-from quantlib.quantization.observers.magnitudes import Array, Counts, count_values
+from quantlib.quantization.observers.magnitudes import Array, NumpyHistogram, count_values
 
 
 def smooth(counts: Array) -> Array | None:
@@ -67,7 +67,7 @@ class EntropyObserver(Observer):
         if not 2 <= levels <= bins:
             raise ConfigError(f"levels must be from 2 to bins; not levels={levels}, bins={bins}.")
         self.bins, self.levels = bins, levels
-        self.histogram: Counts | None = None
+        self.histogram: NumpyHistogram | None = None
 
     def observe(self, x: Tensor, low: Tensor, high: Tensor) -> None:
         """Add one batch to the histogram."""
@@ -78,6 +78,12 @@ class EntropyObserver(Observer):
         """Forget everything observed."""
         super().reset()
         self.histogram = None
+
+    def settle(self) -> Observer:
+        """Choose the range; the histogram goes."""
+        super().settle()
+        self.histogram = None
+        return self
 
     def choose(self) -> tuple[Tensor, Tensor]:
         """The best clip, cut to the observed extremes, zero included."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quantlib.errors import ConfigError
 from quantlib.quantization.observers.base import Observer
 
 UPSAMPLE = 16
@@ -37,13 +38,16 @@ class HistogramObserver(Observer):
     walks inwards from both ends, each time dropping the end that costs fewer bins for the next 1e-5 of the
     mass, and stops as soon as the modelled squared error rises. The walk is greedy and always models 8 bits:
     it can stop early and end worse than min-max (notebook 03). `histogram`: float32 (bins,).
-    Source: caffe2's norm minimization, as in torch 2.14. Introduced in notebook 03.
+    Raises ConfigError for fewer bins than one. Source: caffe2's norm minimization, as in torch 2.14.
+    Introduced in notebook 03.
     """
 
     histogram: Tensor | None
 
     def __init__(self, *args: Any, bins: int = 2048, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if bins < 1:
+            raise ConfigError(f"bins must be 1 or more, not {bins}.")
         self.bins = bins
         self.register_buffer("histogram", None, persistent=False)
 
@@ -64,6 +68,12 @@ class HistogramObserver(Observer):
         """Forget everything observed."""
         super().reset()
         self.histogram = None
+
+    def settle(self) -> Observer:
+        """Choose the range; the histogram goes."""
+        super().settle()
+        self.histogram = None
+        return self
 
     def choose(self) -> tuple[Tensor, Tensor]:
         """The ends at which the greedy walk stops."""

@@ -5,6 +5,7 @@ Both fix the bin width with the first batch and append bins when later batches r
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ MOST_BINS = 2**24
 
 
 @dataclass(frozen=True)
-class Counts:
+class NumpyHistogram:
     """counts: int64 (bins,); edges: float32 (bins + 1,); reach: the t of a histogram of values over -t..t."""
 
     counts: Array
@@ -37,27 +38,30 @@ def histogram(x: Array, bins: int, low: Any, high: Any) -> tuple[Array, Array]:
         return np.histogram(x, bins, range=(middle - room, middle + room))
 
 
-def count_values(old: Counts | None, x: Array, bins: int) -> Counts:
+def count_values(old: NumpyHistogram | None, x: Array, bins: int) -> NumpyHistogram:
     """Histogram over -t..t, where t is the largest magnitude of the first batch, in `bins` bins.
 
     A batch that reaches further adds as many bins of the same width on both sides as it needs.
     """
     threshold = np.maximum(np.abs(x.min()), np.abs(x.max()))
     if old is None:
-        return Counts(*histogram(x, bins, -threshold, threshold), threshold)
+        return NumpyHistogram(*histogram(x, bins, -threshold, threshold), threshold)
     bins, reach = old.counts.size, old.reach
     if threshold <= reach:
-        return Counts(old.counts + histogram(x, bins, -reach, reach)[0], old.edges, reach)
+        return NumpyHistogram(old.counts + histogram(x, bins, -reach, reach)[0], old.edges, reach)
     if reach == 0:  # only zeros so far, drawn over -0.5..0.5
         counts, edges = histogram(x, bins, -threshold, threshold)
-        return Counts(counts + old.counts, edges, threshold)
+        return NumpyHistogram(counts + old.counts, edges, threshold)
     width = 2 * reach / bins
-    extra = int((threshold - reach) // width + 1)
-    _affordable(bins + 2 * extra, reach)
+    with np.errstate(over="ignore", invalid="ignore"):  # denormals: more bins than a float can count
+        wanted = float((threshold - reach) // width + 1) if width else math.inf
+    wanted = wanted if math.isfinite(wanted) else math.inf
+    _affordable(bins + 2 * wanted, reach)
+    extra = int(wanted)
     wide = extra * width + reach
     counts, edges = histogram(x, bins + 2 * extra, -wide, wide)
     counts[extra : extra + bins] += old.counts
-    return Counts(counts, edges, wide)
+    return NumpyHistogram(counts, edges, wide)
 
 
 def _affordable(bins: float, reach: float) -> None:
@@ -69,7 +73,7 @@ def _affordable(bins: float, reach: float) -> None:
         )
 
 
-def count_magnitudes(old: Counts | None, x: Array, bins: int) -> Counts:
+def count_magnitudes(old: NumpyHistogram | None, x: Array, bins: int) -> NumpyHistogram:
     """Histogram of |x| from the smallest to the largest magnitude of the first batch, then extended upwards.
 
     Later magnitudes below the first batch's smallest are not counted: ONNX Runtime's own behaviour.
@@ -77,7 +81,7 @@ def count_magnitudes(old: Counts | None, x: Array, bins: int) -> Counts:
     x = np.abs(x)
     if old is None:
         counts, edges = histogram(x, bins, x.min(), x.max())
-        return Counts(counts, edges.astype(np.float32))
+        return NumpyHistogram(counts, edges.astype(np.float32))
     edges, largest = old.edges, x.max()
     if largest > edges[-1]:
         width = edges[1] - edges[0]
@@ -85,4 +89,4 @@ def count_magnitudes(old: Counts | None, x: Array, bins: int) -> Counts:
         edges = np.hstack((edges, np.arange(edges[-1] + width, largest + width, width)))
     counts, edges = np.histogram(x, bins=edges)
     counts[: old.counts.size] += old.counts
-    return Counts(counts, edges.astype(np.float32))
+    return NumpyHistogram(counts, edges.astype(np.float32))

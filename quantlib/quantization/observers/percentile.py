@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quantlib.errors import ConfigError
 from quantlib.quantization.observers.base import KeepingObserver
-from quantlib.quantization.observers.magnitudes import Counts, count_magnitudes, count_values
+from quantlib.quantization.observers.magnitudes import NumpyHistogram, count_magnitudes, count_values
 
 
 class PercentileObserver(KeepingObserver):
@@ -25,7 +25,7 @@ class PercentileObserver(KeepingObserver):
     observed tensors until reset. Raises ConfigError unless 50 < percentile <= 100. Introduced in notebook 03.
     """
 
-    histogram: Counts | None
+    histogram: NumpyHistogram | None
 
     def __init__(self, *args: Any, percentile: float = 99.99, bins: int = 2048, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
