@@ -73,12 +73,7 @@ def _grid(prepared: Prepared, node: fx.Node) -> Grid | None:
     """The grid of what a node puts out; None for the accumulators of the network's result."""
     name = site_name(source(node))
     if name in prepared.activations:
-        grid = prepared.qparams(name)
-        if grid.axis is not None:
-            raise ConfigError(
-                f"The integer operators need one grid per tensor; activation {name!r} has one per channel."
-            )
-        return Grid.of(grid)
+        return Grid.of(prepared.tensor_grid(name))
     if all(reader.op == "output" for reader in readers(source(node))):
         return None
     raise ConfigError(f"Activation {name!r} has a scheme of None; kind='integer' needs a Scheme for each.")

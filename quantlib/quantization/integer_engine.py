@@ -74,10 +74,11 @@ class RuntimeEngine(nn.Module):
         """The session for images of this shape: one that gives logits, another that shows every integer."""
         key = shape, torch.get_num_threads()
         slot = bool(keep)
-        if slot not in self._sessions or self._sessions[slot][0] != key:
-            model = to_onnx(self.reference, shape, keep, self.form)
-            self._sessions[slot] = key, self.start(model.SerializeToString())
-        return self._sessions[slot][1]
+        known, session = self._sessions.get(slot, (None, None))
+        if known != key:  # kept in a variable: another thread may put its own image size into the slot
+            session = self.start(to_onnx(self.reference, shape, keep, self.form).SerializeToString())
+            self._sessions[slot] = key, session
+        return session
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles make their sessions anew."""

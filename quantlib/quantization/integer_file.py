@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from quantlib.errors import CheckpointError
+from quantlib.errors import CheckpointError, ConfigError
 from quantlib.quantization import quantized_file
 from quantlib.quantization.fused import Flatten
 from quantlib.quantization.integer_graph import Integer, Step, assemble
@@ -28,6 +28,8 @@ from quantlib.quantization.integer_pooling import (
     IntegerReLU,
 )
 from quantlib.quantization.mixed_layers import Quantize
+from quantlib.quantization.qconfig import check_name
+from quantlib.quantization.requantize import ROUNDINGS
 
 KIND, VERSION = "integer", 1
 """What the file says of itself."""
@@ -75,11 +77,12 @@ def load_integer(path: str | Path) -> Integer:
 def rebuild(path: str | Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> Integer:
     """The network of these tensors and of a description by `describe`; CheckpointError when there is none."""
     try:
+        check_name(description["rounding"], ROUNDINGS, "rounding")
         steps = [_step(step, tensors) for step in description["steps"]]
         if not steps:
             raise KeyError("steps")
         return assemble(steps, description["rounding"])
-    except (KeyError, TypeError) as error:
+    except (AttributeError, ConfigError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} describes a network that cannot be built ({error!r}); save it again."
         ) from error
@@ -94,6 +97,8 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 def _step(step: dict[str, Any], tensors: dict[str, Tensor]) -> Step:
     """One operator, from its description and the tensors that bear its name."""
     name, operator = step["name"], step["operator"]
+    if any(character in "\"\\" or not character.isprintable() for character in name):
+        raise ValueError(f"no layer is called {name!r}")  # torch.fx writes names into Python source
     settings = {key: _setting(key, value) for key, value in step["settings"].items()}
     own = {key.rpartition(".")[2]: value for key, value in _named(tensors, name)}
     module: nn.Module

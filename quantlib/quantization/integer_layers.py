@@ -87,6 +87,8 @@ class IntegerLayer(IntegerOperator):
         output_grid: Grid | None, relu: bool = False, ceiling: float | None = None, rounding: str = "float",
     ) -> None:  # fmt: skip
         super().__init__()
+        if weight.dtype != torch.int8 or bias.dtype != torch.int32 or len(bias) != len(weight):
+            raise TypeError(f"{name!r} needs int8 weights and one int32 bias for each output channel")
         self.name, self.input_grid, self.output_grid = name, input_grid, output_grid
         self.relu, self.ceiling, self.rounding = relu, ceiling, rounding
         self.register_buffer("weight", weight)
@@ -116,14 +118,26 @@ class IntegerLayer(IntegerOperator):
         """sum (q - zero_in) * weight + bias, exact, int32, (n, out, ...).
 
         The kernel multiplies int8 by int8, so q - 128 goes in, and 128 * weight_sum is added with `offset`.
-        Raises ConfigError, naming the layer, when an accumulator does not fit into 32 bits; that is looked
-        for only where `accumulator_bound` allows it.
+        Raises ConfigError, naming the layer, for images of other channels or smaller than the kernel, and
+        when an accumulator does not fit into 32 bits; that is looked for only where `accumulator_bound`
+        allows it.
         """
+        self._check_input(q)
         rows, weight, shape = self.rows(q)
         if not self.fits:
             self._check(rows, weight)
         acc = int_matmul(rows, weight).add_(self.offset + 128 * self.weight_sum)
         return acc.view(*shape).movedim(-1, 1)
+
+    @property
+    def channels(self) -> int:
+        """How many channels its input has."""
+        return self.weight.shape[1]
+
+    def _check_input(self, q: Tensor) -> None:
+        if q.dim() != self.weight.dim() or q.shape[1] != self.channels:
+            shape = f"(n, {self.channels}{', h, w' * (self.weight.dim() == 4)})"
+            raise ConfigError(f"Layer {self.name!r} reads {shape}, not {tuple(q.shape)}; pass such a batch.")
 
     def _check(self, rows: Tensor, weight: Tensor) -> None:
         """Whether float64, which holds every sum exactly, needs more than 32 bits."""
@@ -173,6 +187,11 @@ class IntegerConv2d(IntegerLayer):
     ) -> None:
         super().__init__(weight, bias, weight_scale, **common)
         self.geometry = Geometry(*geometry)
+
+    @property
+    def channels(self) -> int:
+        """How many channels its input has, of all groups."""
+        return self.weight.shape[1] * self.geometry.groups
 
     def rows(self, q: Tensor) -> tuple[Tensor, Tensor, list[int]]:
         """One row per output pixel; the border holds the integer that means 0.0."""

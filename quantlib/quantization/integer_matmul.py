@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from quantlib.errors import ConfigError
 from quantlib.quantization.kernels import Geometry
 
 
@@ -17,7 +18,8 @@ def columns(
     """What each output pixel of a convolution sees, as one row (im2col); and the output's height and width.
 
     q: uint8 (n, c, h, w); returns q - 128 as int8 (groups, n*h'*w', kh*kw*c/groups), with zero_point - 128
-    in the border. Introduced in notebook 08.
+    in the border. Raises ConfigError for a kernel larger than the image and its border. Introduced in
+    notebook 08.
     """
     n, channels, height, width = q.shape
     (top, left), (stride_y, stride_x), (step_y, step_x) = (
@@ -33,13 +35,17 @@ def columns(
             signed.shape[1:3], geometry.dilation, kernel, geometry.stride, strict=True
         )
     ]
-    groups = geometry.groups
+    if min(size) < 1:
+        raise ConfigError(
+            f"A kernel of {tuple(kernel)} is larger than its map of {(height, width)}; pass larger images."
+        )
+    groups, taps = geometry.groups, kernel[0] * kernel[1] * (channels // geometry.groups)
     windows = signed.as_strided(
         (n, *size, *kernel, groups, channels // groups),
         (images, stride_y * rows, stride_x * pixels, step_y * rows, step_x * pixels, channels // groups, one),
     )
     rows_of_groups = windows.permute(5, 0, 1, 2, 3, 4, 6)
-    return rows_of_groups.reshape(groups, n * size[0] * size[1], -1), size
+    return rows_of_groups.reshape(groups, n * size[0] * size[1], taps), size
 
 
 def int_matmul(a: Tensor, b: Tensor) -> Tensor:

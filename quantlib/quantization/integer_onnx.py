@@ -18,6 +18,7 @@ from quantlib.quantization.onnx_operators import RUNTIME, WRITERS
 from quantlib.quantization.onnx_qdq import QDQ_WRITERS, QdqWriter
 from quantlib.quantization.onnx_writer import Writer, onnx_package
 from quantlib.quantization.qconfig import check_name
+from quantlib.quantization.sites import check_ends
 
 OPSET, IR_VERSION = 17, 8
 """Versions of ONNX that every ONNX Runtime since 1.14 reads."""
@@ -50,11 +51,12 @@ def to_onnx(model: Integer, shape: Sequence[int], keep: Sequence[str] = (), form
     """The integer network as an onnx.ModelProto: float32 "images" (n, *shape) in, float32 logits out.
 
     shape: (channels, height, width) of one image; the number of images stays open. `keep`: names of steps
-    whose integers become results too; every tensor is named after the step that makes it. `form`:
-    "qlinear", operators on integers, which ONNX Runtime computes to the reference's very integers; or "qdq",
-    float operators between quantizations, which every runtime reads and computes to within one step.
-    Raises ConfigError without the package onnx, for another rounding than "float", and for a layer whose
-    accumulators may not fit into 32 bits. Introduced in notebook 08; "qdq" in notebook 18.
+    whose integers become results too (int32 sums in "qdq" as the floats that they mean); every tensor is
+    named after the step that makes it. `form`: "qlinear", operators on integers, which ONNX Runtime computes
+    to the reference's very integers; or "qdq", float operators between quantizations, which every runtime
+    reads and computes to within one step. Raises ConfigError without the package onnx, for another rounding
+    than "float", and for a layer whose accumulators may not fit into 32 bits. Introduced in notebook 08;
+    "qdq" in notebook 18.
     """
     check_name(form, FORMS, "form")
     check_exportable(model)
@@ -62,7 +64,13 @@ def to_onnx(model: Integer, shape: Sequence[int], keep: Sequence[str] = (), form
     samples = model.integers(torch.zeros(1, *shape))
     graph = _written(maker(samples), model.steps, writers)
     logits = samples[model.steps[-1].inputs[0]]
-    return _finished(graph, shape, {LAST: logits.float(), **{name: samples[name] for name in keep}}, form)
+    kept = {name: _as_written(samples[name], form) for name in keep}
+    return _finished(graph, shape, {LAST: logits.float(), **kept}, form)
+
+
+def _as_written(sample: Tensor, form: str) -> Tensor:
+    """A step's integers as a result of the graph: in "qdq" int32 sums are the floats that they mean."""
+    return sample if form == "qlinear" or sample.dtype == torch.uint8 else sample.float()
 
 
 def float_to_onnx(model: nn.Module, shape: Sequence[int]) -> Any:
@@ -72,6 +80,7 @@ def float_to_onnx(model: nn.Module, shape: Sequence[int]) -> Any:
     an operator that cannot be written, naming every such node with its place. Introduced in notebook 18.
     """
     fused = fuse(model)
+    check_ends(fused.graph)
     with torch.no_grad():
         samples = record(fused, torch.zeros(1, *shape))
     steps = steps_of(fused)
@@ -85,8 +94,9 @@ def apart(model: Integer, shape: Sequence[int], form: str) -> tuple[Any, list[st
 
     So a runtime computes every step from exactly the reference's integers. Returns the graph and the names of
     those inputs; its results are the steps' integers. What follows int32 sums stays connected.
-    Introduced in notebook 18.
+    Raises ConfigError as `to_onnx`. Introduced in notebook 18.
     """
+    check_name(form, FORMS, "form")
     check_exportable(model)
     maker, writers = FORMS[form]
     samples = model.integers(torch.zeros(1, *shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Lock
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from quantlib.quantization.integer_layers import IntegerLayer
 from quantlib.quantization.requantize import along
 from quantlib.quantization.saturation import layers_at_risk
 from quantlib.subject.benchmark import has_vnni
+
+_TURN = Lock()
+"""A request holds one pair of buffers: two calls at once would read each other's logits."""
 
 
 class OpenVinoEngine(RuntimeEngine):
@@ -49,8 +53,9 @@ class OpenVinoEngine(RuntimeEngine):
 
     def call(self, session: Any, x: Any) -> Sequence[Any]:
         """Every result of the request, copied: the next call would overwrite it."""
-        results = session.infer([x])
-        return [results[place].copy() for place in range(len(results))]
+        with _TURN:
+            results = session.infer([x])
+            return [results[place].copy() for place in range(len(results))]
 
     def kernels(self, shape: Sequence[int]) -> list[tuple[str, str, str]]:
         """What OpenVINO runs for images of this shape: (operator, precision, kernel), in order."""

@@ -64,11 +64,7 @@ def _input_grid(prepared: Prepared, node: fx.Node, bits: int) -> QParams:
             f"Layer {node.target!r} has an activation scheme of None at its input {name!r}; "
             "give that one a Scheme, or leave the layer in float32 with by_name={...: None}."
         )
-    grid = prepared.qparams(name)
-    if grid.axis is not None:
-        raise ConfigError(
-            f"The int8 kernels need one grid per tensor; activation {name!r} has one per channel."
-        )
+    grid = prepared.tensor_grid(name)
     observer = prepared.activations[name]
     return grid if grid.bits <= bits else observer.grid(*observer.range(), bits=bits)
 

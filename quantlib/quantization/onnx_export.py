@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from quantlib.errors import ConfigError
 from quantlib.quantization.integer_engine import RuntimeEngine, onnxruntime_session
 from quantlib.quantization.integer_graph import Integer
-from quantlib.quantization.integer_onnx import FORMS, apart, float_to_onnx, to_onnx
+from quantlib.quantization.integer_onnx import FORMS, IMAGES, apart, float_to_onnx, to_onnx
 from quantlib.quantization.integer_openvino import openvino_model
 from quantlib.quantization.onnx_writer import onnx_package
 from quantlib.quantization.qconfig import check_name
@@ -74,12 +74,12 @@ class Difference(NamedTuple):
 def layer_differences(model: Integer, x: Tensor, run: Runtime, form: str = "qdq") -> list[Difference]:
     """Each step alone, fed with the reference's own integers, so that no difference is passed on.
 
-    x: images (n, c, h, w); `run`: the runtime. Introduced in notebook 18.
+    x: images (n, c, h, w); `run`: the runtime. Raises ConfigError as `to_onnx`. Introduced in notebook 18.
     """
     wanted = model.integers(x)
     graph, names = apart(model, x.shape[1:], form)
     given = {name: wanted[name.removeprefix("given_")].numpy() for name in names}
-    found = run(graph.SerializeToString(), {"images": x.contiguous().numpy(), **given})
+    found = run(graph.SerializeToString(), {IMAGES: x.detach().float().contiguous().numpy(), **given})
     differences = []
     for name, q in wanted.items():
         if q.dtype == torch.uint8:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from quantlib.errors import UnsupportedOperatorError
 from quantlib.quantization.fused import Concat, Flatten, FusedAdd, FusedConv2d, FusedLinear
 from quantlib.quantization.integer_graph import Step
 from quantlib.quantization.integer_pooling import IntegerAdaptiveAvgPool2d, IntegerAvgPool2d
@@ -50,6 +51,7 @@ def max_window(m: Any, before: Sequence[int], after: Sequence[int]) -> dict[str,
     """A max pooling's window, in ONNX's words, for maps of these heights and widths.
 
     The end of the border follows from the output's size, so that ceil_mode means what torch means.
+    Raises UnsupportedOperatorError where that is more than ONNX Runtime takes.
     """
     kernel, stride, padding, dilation = (
         pair(each) for each in (m.kernel_size, m.stride, m.padding, m.dilation)
@@ -58,6 +60,11 @@ def max_window(m: Any, before: Sequence[int], after: Sequence[int]) -> dict[str,
         max((out - 1) * s + d * (k - 1) + 1 - size - p, 0)
         for out, s, d, k, size, p in zip(after, stride, dilation, kernel, before, padding, strict=True)
     ]
+    if any(end >= side for end, side in zip(ends, kernel, strict=True)):
+        raise UnsupportedOperatorError(
+            "ONNX Runtime pads a max pooling by less than its kernel; use ceil_mode=False or the engine "
+            "'reference'."
+        )
     return {"kernel_shape": kernel, "strides": stride, "dilations": dilation, "pads": [*padding, *ends]}
 
 
@@ -86,11 +93,17 @@ def average(graph: Writer, value: str, m: Average, sizes: tuple[Any, Any], out: 
 
 def mean_matrix(m: Average, size: Sequence[int]) -> Tensor:
     """The pooling as a float64 matrix (pixels in, pixels out): what it makes of each pixel alone."""
-    pixels = torch.eye(size[0] * size[1], dtype=torch.float64).reshape(-1, 1, *size)
+    count = size[0] * size[1]
+    # A few pixels at a time: all of them at once would be their number squared, twice.
+    parts = (F.one_hot(some, count).double().view(-1, 1, *size) for some in torch.arange(count).split(512))
+    return torch.cat([_means(m, part).flatten(1) for part in parts])
+
+
+def _means(m: Average, x: Tensor) -> Tensor:
     if isinstance(m, IntegerAdaptiveAvgPool2d | nn.AdaptiveAvgPool2d):
-        return F.adaptive_avg_pool2d(pixels, m.output_size).flatten(1)  # type: ignore[arg-type]
+        return F.adaptive_avg_pool2d(x, m.output_size)  # type: ignore[arg-type]
     window = (m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override)
-    return F.avg_pool2d(pixels, *window).flatten(1)  # type: ignore[arg-type]
+    return F.avg_pool2d(x, *window)  # type: ignore[arg-type]
 
 
 def _layer(graph: Writer, step: Step) -> None:

@@ -15,7 +15,7 @@ from quantlib.quantization.integer_layers import Grid
 def onnx_package(name: str) -> Any:
     """A module of onnx or of onnxruntime; ConfigError where the package is missing."""
     return optional(
-        name, "Reading or writing ONNX", "pip install onnx onnxruntime, or use engine='reference'"
+        name, "Reading or writing ONNX", "pip install onnx onnxruntime (engine='reference' runs without)"
     )
 
 

@@ -29,7 +29,8 @@ def pack(q: Tensor, bits: int) -> Tensor:
 
         word = sum over k < 8 of (q[8 i + k] mod 2**bits) << (bits * k);  byte j of it = word >> 8 j & 255
 
-    Raises ConfigError unless 1 <= bits <= 8, or for a value outside -2**(bits-1) .. 2**bits - 1.
+    Raises ConfigError unless 1 <= bits <= 8, or for values outside -2**(bits-1) .. 2**(bits-1) - 1, or
+    0 .. 2**bits - 1 where none is negative.
     Introduced in notebook 09.
 
     >>> pack(torch.tensor([1, -2, 7, -8]), bits=4).tolist()  # 0x1, 0xE, 0x7, 0x8: low nibble first
@@ -37,8 +38,9 @@ def pack(q: Tensor, bits: int) -> Tensor:
     """
     _check_bits(bits)
     values = q.flatten().long()
-    if len(values) and not -(2 ** (bits - 1)) <= int(values.min()) <= int(values.max()) < 2**bits:
-        raise ConfigError(f"{bits} bits do not hold the values {int(values.min())} to {int(values.max())}.")
+    low, high = (int(values.min()), int(values.max())) if len(values) else (0, 0)
+    if not (-(2 ** (bits - 1)) <= low and high < 2 ** (bits - (low < 0))):
+        raise ConfigError(f"{bits} bits do not hold the values {low} to {high}; pass more bits.")
     words = torch.zeros(-(-len(values) // 8) * 8, dtype=torch.int64)
     words[: len(values)] = values & (2**bits - 1)
     shifts = torch.arange(8) * bits
@@ -61,7 +63,7 @@ def unpack(packed: Tensor, bits: int, shape: Sequence[int], signed: bool = True)
     if packed.dtype != torch.uint8 or packed.numel() != packed_bytes(count, bits):
         raise ConfigError(
             f"{count} values of {bits} bits are {packed_bytes(count, bits)} bytes, "
-            f"not {packed.numel()} values of {packed.dtype}."
+            f"not {packed.numel()} values of {packed.dtype}; pass the bits and the shape that were packed."
         )
     stream = torch.zeros(-(-count // 8) * bits, dtype=torch.int64)
     stream[: packed.numel()] = packed.flatten()
@@ -78,7 +80,7 @@ def packed_bytes(count: int, bits: int) -> int:
 
 
 def bits_needed(q: Tensor) -> int:
-    """The fewest bits, 2 to 8, whose two's complement holds every value of an int8 tensor."""
+    """The fewest bits, 2 to 8, whose two's complement holds every value of an int8 tensor. Notebook 09."""
     low, high = int(q.min()), int(q.max())
     return next(bits for bits in range(2, 9) if -(2 ** (bits - 1)) <= low and high < 2 ** (bits - 1))
 
@@ -109,16 +111,22 @@ def load_packed(path: str | Path) -> Integer:
     try:
         for name, (bits, shape) in description["packed"].items():
             tensors[f"{name}.weight"] = unpack(tensors[f"{name}.weight"], bits, shape)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, ConfigError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be unpacked ({error}); save it again.") from error
     return rebuild(path, tensors, description)
 
 
 def packed_layers(path: str | Path) -> dict[str, tuple[int, int]]:
-    """Bits a weight and bytes on disk of each layer in a file of `save_packed`."""
+    """Bits a weight and bytes on disk of each layer in a file of `save_packed`.
+
+    Raises CheckpointError as `load_packed` does. Introduced in notebook 09.
+    """
     _, description = quantized_file.read(path, KIND, VERSION)
-    found: dict[str, Any] = description["packed"]
-    return {name: (bits, packed_bytes(math.prod(shape), bits)) for name, (bits, shape) in found.items()}
+    try:
+        found: dict[str, Any] = description["packed"]
+        return {name: (bits, packed_bytes(math.prod(shape), bits)) for name, (bits, shape) in found.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} does not say how it is packed ({error}); save it again.") from error
 
 
 def _check_bits(bits: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from quantlib.errors import NonFiniteError, NotCalibratedError
+from quantlib.errors import ConfigError, NonFiniteError, NotCalibratedError, UnsupportedOperatorError
 from quantlib.quantization.graph import kind, scope
 
 SHARING = ("pool", "flatten")
@@ -61,6 +61,25 @@ def readers(node: fx.Node) -> list[fx.Node]:
     for user in node.users:
         found += readers(user) if kind(user) in SHARING else [user]
     return found
+
+
+OWN_NAMES = ("input", "dequantize", "images")
+"""What quantlib calls the tensors at the ends of a network, here and in ONNX."""
+
+
+def check_ends(graph: fx.Graph) -> None:
+    """UnsupportedOperatorError unless one tensor goes in and one comes out, ConfigError for names of ours."""
+    outputs = [node.args[0] for node in graph.nodes if node.op == "output"]
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    if len(inputs) != 1 or not isinstance(outputs[0], fx.Node):
+        raise UnsupportedOperatorError(
+            "quantlib takes networks of one input and one output tensor; split this one."
+        )
+    for node in graph.nodes:
+        if node.op == "call_module" and node.target in OWN_NAMES:
+            raise ConfigError(
+                f"Rename the layer {node.target!r}: quantlib uses that name for a tensor of its own."
+            )
 
 
 def carriers(nodes: Sequence[fx.Node]) -> list[int]:

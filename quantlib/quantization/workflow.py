@@ -14,7 +14,7 @@ from quantlib.quantization.affine import QParams
 from quantlib.quantization.graph import fuse, is_canonical, kind, module_of
 from quantlib.quantization.observers import Observer
 from quantlib.quantization.qconfig import FLOAT, QConfig, Scheme, check_name
-from quantlib.quantization.sites import SHARING, is_site, naming, readers, site_name
+from quantlib.quantization.sites import SHARING, check_ends, is_site, naming, readers, site_name
 
 
 class Prepared(nn.Module):
@@ -75,6 +75,16 @@ class Prepared(nn.Module):
         with naming(f"the activation {name!r}"):
             return self.activations[name].qparams()
 
+    def tensor_grid(self, name: str) -> QParams:
+        """The grid of the activation `name` for kernels that want one a tensor; ConfigError for another."""
+        grid = self.qparams(name)
+        if grid.axis is not None:
+            raise ConfigError(
+                f"Integer kernels need one grid per tensor; activation {name!r} has one per channel; give it "
+                "Scheme(per_channel=False)."
+            )
+        return grid
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Prepared:
         """Observers follow the network to another device, though they are no submodules of it."""
         for observer in (*self.activations.values(), *self.weights.values()):
@@ -99,10 +109,6 @@ class _Watching(fx.Interpreter):
         return value
 
 
-OWN_NAMES = ("input", "dequantize", "images")
-"""What quantlib calls the tensors at the ends of a network, here and in ONNX."""
-
-
 def prepare(
     model: nn.Module,
     qconfig: QConfig | None = None,
@@ -118,17 +124,7 @@ def prepare(
     """
     graph = model if is_canonical(model) else fuse(model, unsupported=unsupported)
     assert isinstance(graph, fx.GraphModule)
-    outputs = [node.args[0] for node in graph.graph.nodes if node.op == "output"]
-    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    if len(inputs) != 1 or not isinstance(outputs[0], fx.Node):
-        raise UnsupportedOperatorError(
-            "quantlib quantizes networks of one input and one output tensor; split this one."
-        )
-    for node in graph.graph.nodes:
-        if node.op == "call_module" and node.target in OWN_NAMES:
-            raise ConfigError(
-                f"Rename the layer {node.target!r}: quantlib uses that name for a tensor of its own."
-            )
+    check_ends(graph.graph)
     prepared = Prepared(graph, QConfig() if qconfig is None else qconfig).eval()
     if example is not None:
         if not example.numel() or not bool(torch.isfinite(example).all()):

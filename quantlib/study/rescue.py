@@ -38,7 +38,7 @@ from quantlib.subject.layout import cache_folder
 
 @dataclass(frozen=True)
 class Method:
-    """Steps in their order: equalize, round by one of ROUNDINGS, learn by the recipe, correct the biases.
+    """Steps in their order: equalize, round (one of WEIGHT_ROUNDINGS), learn by the recipe, correct biases.
 
     narrow, weights: the grid of the weights, without its lowest integer or with it, and who finds its range.
     """

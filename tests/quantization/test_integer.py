@@ -359,3 +359,21 @@ def test_it_holds_the_calibrated_grids_and_torchs_integers(network, symmetric):
         else:
             theirs = torch._make_per_tensor_quantized_tensor(integers, *step).dequantize()
             assert torch.equal(values, theirs)
+
+
+def test_no_image_and_images_that_do_not_fit():
+    model = to_integer(made(Tiny))
+    assert model(torch.zeros(0, 3, 16, 16)).shape == (0, *model(torch.zeros(1, 3, 16, 16)).shape[1:])
+    for wrong in (torch.zeros(2, 1, 16, 16), torch.zeros(3, 16, 16)):
+        with pytest.raises(ConfigError, match=r"Layer 'conv1' reads \(n, 3, h, w\), not"):
+            model(wrong)
+    grid = Grid(0.1, 3, 0, 255)
+    layer = IntegerConv2d(
+        torch.ones(2, 1, 3, 3, dtype=torch.int8), torch.zeros(2, dtype=torch.int32), torch.ones(2),
+        name="few", input_grid=grid, output_grid=grid, geometry=Geometry([1, 1], [0, 0], [1, 1], 2),
+    )  # fmt: skip
+    assert layer(torch.zeros(1, 2, 3, 3, dtype=torch.uint8)).shape == (1, 2, 1, 1)
+    with pytest.raises(ConfigError, match=r"kernel of \(3, 3\) is larger than its map of \(2, 2\)"):
+        layer(torch.zeros(1, 2, 2, 2, dtype=torch.uint8))
+    with pytest.raises(ConfigError, match=r"reads \(n, 2, h, w\)"):
+        layer(torch.zeros(1, 3, 3, 3, dtype=torch.uint8))

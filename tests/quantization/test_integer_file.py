@@ -29,7 +29,7 @@ def test_round_trip_is_exact_without_the_class_of_the_model(tmp_path, network, r
     model, path, x = made(network, rounding), tmp_path / "net.safetensors", torch.randn(3, 3, 16, 16)
     save_integer(model, path)
     loaded = load_integer(path)
-    assert loaded.rounding == rounding and not list(tmp_path.glob("*.part"))
+    assert loaded.rounding == rounding and [p.name for p in tmp_path.iterdir()] == ["net.safetensors"]
     wanted, found = model.integers(x), loaded.integers(x)
     assert list(found) == list(wanted) and all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert torch.equal(loaded(x), model(x)) and loaded.weight_bytes == model.weight_bytes
@@ -110,3 +110,43 @@ def test_a_description_that_builds_nothing_is_refused(saved, tmp_path):
     quantized_file.write(unknown, "integer", 1, tensors, {"rounding": "float"})
     with pytest.raises(CheckpointError, match="unknown.* cannot be built"):
         load_integer(unknown)
+
+
+def rewritten(path, change, tensors=None):
+    """The file with another description, and the checksum that fits it: whoever writes it knows how."""
+    found, description = quantized_file.read(path, "integer", 1)
+    change(description)
+    quantized_file.write(path, "integer", 1, {**found, **(tensors or {})}, description)
+
+
+@pytest.mark.parametrize("name", ['q"+str(open("pwned","w"))+"', "a\\b", "line\nbreak"])
+def test_a_hostile_name_never_becomes_python_source(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "net.safetensors"
+    save_integer(made(Tiny), path)
+
+    def rename(description):
+        description["steps"][-1]["name"] = name
+
+    rewritten(path, rename)
+    with pytest.raises(CheckpointError, match="no layer is called"):
+        load_integer(path)(torch.zeros(1, 3, 16, 16))
+    assert not (tmp_path / "pwned").exists()
+
+
+def changed(key, value):
+    return lambda description: description.update({key: value})
+
+
+@pytest.mark.parametrize(("change", "tensors"), [
+    (changed("rounding", "foo"), {}),
+    (lambda description: description["steps"][1].update(settings=None), {}),
+    (lambda description: None, {"conv1.bias": torch.zeros(3, dtype=torch.int32)}),
+    (lambda description: None, {"conv1.weight": torch.zeros(8, 3, 3, 3)}),
+])  # fmt: skip
+def test_a_description_that_fits_nothing_is_one_sentence(tmp_path, change, tensors):
+    path = tmp_path / "net.safetensors"
+    save_integer(made(Tiny), path)
+    rewritten(path, change, tensors)
+    with pytest.raises(CheckpointError, match="cannot be built"):
+        load_integer(path)

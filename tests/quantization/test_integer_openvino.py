@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -98,3 +99,15 @@ def test_other_roundings_are_refused():
     with pytest.raises(ConfigError, match="OpenVINO rounds as 'float', not as 'gemmlowp'"):
         convert(prepared(), kind="integer", engine="openvino", rounding="gemmlowp")
     assert to_integer(prepared(), "gemmlowp").rounding == "gemmlowp"
+
+
+def test_two_threads_get_their_own_logits(engine):
+    """A request holds one pair of buffers; without turns, a third of these came out wrong."""
+    inputs = [torch.randn(2, 3, 16, 16) for _ in range(3)]
+    wanted = [engine(x) for x in inputs]
+
+    def asked(place):
+        return [bool(torch.equal(engine(inputs[place]), wanted[place])) for _ in range(25)]
+
+    with ThreadPoolExecutor(3) as pool:
+        assert all(all(each) for each in pool.map(asked, range(3)))

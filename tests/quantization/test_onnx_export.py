@@ -1,5 +1,7 @@
 """What is written into the exported files, and what is refused."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from quantlib.errors import ConfigError, UnsupportedOperatorError
 from quantlib.quantization import integer_onnx
 from quantlib.quantization.integer import to_integer
 from quantlib.quantization.integer_engine import Engine
-from quantlib.quantization.onnx_export import checked, export_onnx
+from quantlib.quantization.onnx_export import checked, export_onnx, layer_differences, onnxruntime
 from quantlib.quantization.qconfig import QConfig, Scheme
 from quantlib.quantization.workflow import calibrate, prepare
 from tests.quantization.networks import Excited, Tiny, randomize
@@ -106,3 +108,45 @@ def test_a_network_of_one_layer(tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     whole = to_integer(calibrate(prepare(model, QConfig()), [torch.randn(4, *SHAPE)]))
     assert kinds(export_onnx(whole, tmp_path / "one.onnx", SHAPE)).count("Conv") == 1
+
+
+class TwoResults(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        y = self.a(x)
+        return y, self.b(y)
+
+
+def test_two_results_and_names_of_ours_are_refused_in_float_too(tmp_path):
+    with pytest.raises(UnsupportedOperatorError, match="one input and one output"):
+        export_onnx(TwoResults().eval(), tmp_path / "x.onnx", SHAPE, form="float")
+    model = nn.Sequential(OrderedDict(images=nn.Conv2d(3, 4, 3))).eval()
+    with pytest.raises(ConfigError, match="Rename the layer 'images'"):
+        export_onnx(model, tmp_path / "x.onnx", SHAPE, form="float")
+
+
+@pytest.mark.parametrize("form", ["qlinear", "qdq"])
+def test_every_step_may_be_a_result(reference, form):
+    names = [step.name for step in reference.steps[:-1]]
+    graph = integer_onnx.to_onnx(reference, SHAPE, names, form)
+    checked(graph)
+    x = torch.randn(2, *SHAPE)
+    found = onnxruntime(graph.SerializeToString(), {"images": x.numpy()})
+    assert set(found) >= set(names)
+
+
+def test_a_form_that_does_not_exist_is_named(reference):
+    with pytest.raises(ConfigError, match="did you mean 'qdq'"):
+        layer_differences(reference, torch.randn(1, *SHAPE), onnxruntime, "qdp")
+    x = torch.randn(1, *SHAPE, dtype=torch.float64, requires_grad=True)
+    assert layer_differences(reference, x, onnxruntime)
+
+
+def test_a_max_pooling_that_a_runtime_cannot_pad_is_named(tmp_path):
+    pool = nn.MaxPool2d(2, 2, padding=1, dilation=2, ceil_mode=True)
+    with pytest.raises(UnsupportedOperatorError, match="use ceil_mode=False"):
+        model = nn.Sequential(nn.Conv2d(3, 3, 1), pool).eval()
+        export_onnx(model, tmp_path / "x.onnx", (3, 10, 10), form="float")

@@ -49,6 +49,8 @@ def test_shapes_and_mistakes():
     assert all(bits_needed(torch.tensor(v, dtype=torch.int8)) == bits for bits, v in widths.items())
     with pytest.raises(ConfigError, match="3 bits do not hold the values -5 to 1"):
         pack(torch.tensor([1, -5]), 3)
+    with pytest.raises(ConfigError, match="4 bits do not hold the values -1 to 15; pass more bits"):
+        pack(torch.tensor([-1, 15]), 4)  # each fits, signed or unsigned, but not both
     with pytest.raises(ConfigError, match="from 1 to 8"):
         pack(q, 9)
     with pytest.raises(ConfigError, match="135 values of 3 bits are 51 bytes, not 50"):
@@ -118,3 +120,15 @@ def test_bad_files_are_refused_by_name(tmp_path):
         load_packed(tmp_path / "other")
     with pytest.raises(CheckpointError, match="There is no file"):
         load_packed(tmp_path / "nowhere")
+
+
+def test_a_file_that_does_not_say_how_it_is_packed_is_one_sentence(tmp_path):
+    path = tmp_path / "net.safetensors"
+    save_packed(made(Tiny, 4), path)
+    tensors, description = quantized_file.read(path, "packed", 1)
+    for wrong in ({**description, "packed": {"conv1": [4, [-10, -16]]}}, {**description, "packed": None}):
+        quantized_file.write(path, "packed", 1, tensors, wrong)
+        with pytest.raises(CheckpointError, match="save it again"):
+            load_packed(path)
+    with pytest.raises(CheckpointError, match="does not say how it is packed"):
+        packed_layers(path)

@@ -26,8 +26,9 @@ from quantlib.quantization.reconstruction import (
     reconstruct,
     rectified_sigmoid,
 )
+from quantlib.quantization.reconstruction.passes import error, through
 from quantlib.quantization.reconstruction.ranges import dropped
-from quantlib.quantization.reconstruction.units import pieces
+from quantlib.quantization.reconstruction.units import pieces, split
 from quantlib.quantization.workflow import calibrate, convert, prepare
 from quantlib.subject.models import build
 from tests.quantization.networks import AtInputs, Tiny, randomize
@@ -423,3 +424,60 @@ def test_a_unit_reads_what_the_rounded_units_before_it_make():
     whole = float((low - wanted).square().sum() / wanted.square().sum())
     # What passes from unit to unit is kept in half precision.
     assert report.unit == "fc" and report.error_before == pytest.approx(whole, rel=0.02)
+
+
+@pytest.mark.parametrize("granularity", ["layer", "block", "network"])
+@pytest.mark.parametrize("kind", ["mixed", "simulated", "integer"])
+@pytest.mark.parametrize("ranges", [False, True])
+def test_what_a_report_says_is_the_error_of_the_finished_network(granularity, kind, ranges):
+    """Nothing that is learned later may move what was judged before."""
+    prepared, x = calibrated(bits=3)
+    recipe = replace(SHORT, granularity=granularity, ranges=ranges, iterations=20)
+    found = reconstruct(prepared, [x], recipe, kind)
+    network, whole = LowBitNetwork(found.prepared, kind), LowBitNetwork(prepared, kind)
+    reports = {report.unit: report.error_after for report in found.reports}
+    exact = low = x
+    of_low, of_whole = (pieces(each.graph, granularity) for each in (found.prepared, prepared))
+    for block, origin in zip(of_low, of_whole, strict=True):
+        both = zip(split(block, granularity), split(origin, granularity), strict=True)
+        for unit, like in both:
+            entering = through(network, block, low, until=unit.source if unit is not block else block.source)
+            until = like.result if like is not origin else None
+            wanted = through(whole, origin, exact, low_bit=False, until=until)
+            assert error(network, unit, entering, wanted) == pytest.approx(reports[unit.name], rel=1e-4)
+        exact, low = through(whole, origin, exact, low_bit=False), through(network, block, low)
+
+
+def test_a_float_layer_inside_a_block_gets_no_gradient_and_no_range():
+    torch.manual_seed(0)
+    x = images()
+    config = QConfig(FEW, Scheme(bits=4, observer="mse"), by_name={"conv3": None})
+    model = randomize(Tiny()).requires_grad_(False)
+    prepared = calibrate(prepare(model, config), [x])
+    layer = prepared.graph_module.get_submodule("conv3")
+    before = layer.weight.clone()
+    found = reconstruct(prepared, [x], replace(SHORT, ranges=True))
+    assert torch.equal(found.prepared.graph_module.get_submodule("conv3").weight, before)
+    assert all(parameter.grad is None for parameter in prepared.graph_module.parameters())
+
+
+def test_channels_with_zero_points_of_their_own_have_ends_of_their_own():
+    grid = QParams(torch.tensor([0.1, 0.1]), torch.tensor([0, 7], dtype=torch.int32), 0, 7, axis=0)
+    weight = torch.tensor([[-0.7, 0.33], [0.7, -0.33]])
+    soft = SoftRounding(weight, grid)
+    low, high = soft()[0].min(), soft()[1].max()
+    assert low >= 0 and high <= 0 and torch.allclose(soft()[0, 1], torch.tensor(0.33), atol=1e-6)
+
+
+def test_plain_mistakes_are_sentences():
+    prepared, x = calibrated()
+    with pytest.raises(ConfigError, match="call prepare and calibrate first"):
+        reconstruct(randomize(Tiny()), [x], SHORT)
+    with pytest.raises(ConfigError, match="no batches"):
+        reconstruct(prepared, [x[:0]], SHORT)
+    with pytest.raises(ConfigError, match="float32 or torch.bfloat16, not in torch.float16"):
+        Recipe(dtype=torch.float16)
+    with pytest.raises(ConfigError, match="did you mean 'nearest'"):
+        Recipe(start="nearst")
+    one = reconstruct(prepared, [x], replace(SHORT, granularity="layer"), only="conv1")
+    assert [report.unit for report in one.reports] == ["conv1"]

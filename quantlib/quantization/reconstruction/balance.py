@@ -64,11 +64,11 @@ def flip(levels: Tensor, chosen: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.where(can & (rank < total.abs().round()), chosen - step, chosen)
 
 
-ROUNDINGS: dict[str, Callable[[Tensor, QParams], Rounded]] = {"nearest": nearest, "balanced": balanced}
+WEIGHT_ROUNDINGS: dict[str, Callable[[Tensor, QParams], Rounded]] = {"nearest": nearest, "balanced": balanced}
 """Ways to round a weight without looking at data. Introduced in notebook 10."""
 
 
 def rounded(weight: Tensor, grid: QParams, rounding: str) -> Rounded:
-    """A weight by one of ROUNDINGS; ConfigError for another name."""
-    check_name(rounding, ROUNDINGS, "rounding")
-    return ROUNDINGS[rounding](weight.detach(), grid)
+    """A weight by one of WEIGHT_ROUNDINGS; ConfigError for another name."""
+    check_name(rounding, WEIGHT_ROUNDINGS, "rounding")
+    return WEIGHT_ROUNDINGS[rounding](weight.detach(), grid)

@@ -24,8 +24,9 @@ def correct_bias(
 
     Layer after layer, so that each one sees what the corrected ones before it make; needs images, no labels
     and no batch norm (the empirical form). A layer without a bias stays without. `kind`: as in `convert`;
-    `rounding`: of the weights, one of ROUNDINGS. Raises ConfigError without images. Source: Nagel et al.
-    2019, section 4.2 and appendix D. Introduced in notebook 10.
+    `rounding`: of the weights, one of WEIGHT_ROUNDINGS. Layers left in float32 keep their bias.
+    Raises ConfigError without images, NotCalibratedError before calibrate, NonFiniteError when an output is
+    not finite. Source: Nagel et al. 2019, section 4.2 and appendix D. Introduced in notebook 10.
     """
     network = LowBitNetwork(prepared, kind, rounding)
     exact = low = all_of(batches, "correct_bias")
@@ -39,7 +40,10 @@ def correct_bias(
 
 
 def round_weights(prepared: Prepared, rounding: str = "balanced", kind: str = "mixed") -> Prepared:
-    """A copy whose weights are rounded by one of ROUNDINGS, for `convert`. Introduced in notebook 10."""
+    """A copy whose weights are rounded by one of WEIGHT_ROUNDINGS, for `convert`.
+
+    Raises NotCalibratedError before calibrate. Introduced in notebook 10.
+    """
     return LowBitNetwork(prepared, kind, rounding).finish()
 
 

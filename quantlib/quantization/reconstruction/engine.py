@@ -5,115 +5,28 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from quantlib.errors import ConfigError
 from quantlib.progress import progress
 from quantlib.quantization.qconfig import check_name
 from quantlib.quantization.reconstruction.network import LowBitNetwork
 from quantlib.quantization.reconstruction.one_pass import compiling, flat
 from quantlib.quantization.reconstruction.passes import all_of, distance, error, loaded, through
 from quantlib.quantization.reconstruction.ranges import dropped, mixed
+from quantlib.quantization.reconstruction.recipe import Recipe, Reconstruction, Report
 from quantlib.quantization.reconstruction.rounding import SoftRounding
 from quantlib.quantization.reconstruction.store import Store
-from quantlib.quantization.reconstruction.units import GRANULARITIES, Unit, pieces, split
+from quantlib.quantization.reconstruction.units import Unit, pieces, split
 from quantlib.quantization.sites import site_name
 from quantlib.quantization.workflow import Prepared
 
 LONG = 50
 """Iterations of a unit that pay the compiler."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What is learned, on what at a time, and for how long.
-
-    granularity: "layer" (AdaRound), "block" (BRECQ) or "network"; start: one of ROUNDINGS, which gives the
-    scales to begin with and what learning must beat; rounding: learn which way each weight goes; drop: share
-    of activations left unrounded while training (QDrop: 0.5); ranges: learn the scales of the activations
-    (LSQ); scales: learn those of the weights; biases: learn the biases as well.
-    iterations a unit, of `batch_size` images; the rates are Adam's at the start, those of scales and biases
-    fall with a cosine. strength, warm_up, beta: the penalty on undecided weights, absent during the first
-    share `warm_up`, then with an exponent that falls from beta[0] to beta[1]; AIMET's and BRECQ's constants.
-    Their 20,000 iterations at rate 0.001 become 1,000 at 0.01 here: a rate of None goes with the number of
-    iterations, so that a short run gets about as far (see `rates`). dtype: torch.bfloat16 lets the twin's
-    convolutions run in it while they learn; what is compared and kept is computed in float32. Introduced in
-    notebook 10.
-    """
-
-    granularity: str = "block"
-    start: str = "nearest"
-    rounding: bool = True
-    drop: float = 0.0
-    ranges: bool = False
-    scales: bool = False
-    biases: bool = False
-    iterations: int = 1000
-    batch_size: int = 32
-    rate: float | None = None
-    rate_scales: float | None = None
-    strength: float = 0.01
-    warm_up: float = 0.2
-    beta: tuple[float, float] = (20.0, 2.0)
-    dtype: torch.dtype = torch.float32
-
-    def __post_init__(self) -> None:
-        check_name(self.granularity, GRANULARITIES, "granularity")
-        if not 0 <= self.drop < 1 or not 0 <= self.warm_up < 1:
-            raise ConfigError("drop and warm_up are shares, 0 or more and below 1.")
-        if self.iterations < 1 or self.batch_size < 1:
-            raise ConfigError("A recipe needs at least one iteration of at least one image.")
-        if not (self.rounding or self.ranges or self.biases):
-            raise ConfigError("This recipe learns nothing: set rounding, ranges or biases.")
-        if self.scales and not self.rounding:
-            raise ConfigError("The scales of weights are learned with their rounding: set rounding=True.")
-
-    def rates(self) -> tuple[float, float]:
-        """Adam's rates for the rounding, and for scales and biases: 10 and 1 over the iterations if None."""
-        rate = min(0.05, 10 / self.iterations) if self.rate is None else self.rate
-        slow = min(0.01, 1 / self.iterations) if self.rate_scales is None else self.rate_scales
-        return rate, slow
-
-    def exponent(self, step: int) -> float | None:
-        """The penalty's exponent at a step; None while it warms up."""
-        begin = self.warm_up * self.iterations
-        if step < begin:
-            return None
-        start, end = self.beta
-        return end + (start - end) * max(0.0, 1 - (step - begin) / (self.iterations - begin))
-
-
-@dataclass(frozen=True)
-class Report:
-    """What reconstruction did to one unit: its error on the images before and after, relative to its output.
-
-    error: sum |output - float output|^2 / sum |float output|^2, with the rounding and the ranges it
-    started from, and as learned; kept: whether what was learned is used, False where it was no better.
-    """
-
-    unit: str
-    error_before: float
-    error_after: float
-    kept: bool
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """The network, ready for `convert`, and a Report for each unit in order."""
-
-    prepared: Prepared
-    reports: list[Report]
-
-    @property
-    def minutes(self) -> float:
-        """What learning took; units that were found in the store count with the time they once took."""
-        return sum(report.seconds for report in self.reports) / 60
 
 
 def reconstruct(
@@ -132,8 +45,8 @@ def reconstruct(
     Each unit reads what the low-bit units before it make and is asked for the float network's output. What
     enters and leaves a unit is kept in half precision. A unit never ends worse on `batches` than it
     began (`Recipe.start`): where it would, it keeps that. `kind`: as in `convert`, it decides which tensors
-    are rounded. `store`: finished units are kept there, and found there again. `only`: names of the units to
-    learn.
+    are rounded. `store`: finished units are kept there, and found there again. `only`: names of the blocks to
+    learn, as `blocks` gives them.
     Raises NotCalibratedError before calibrate, ConfigError for an unknown kind or unit or without images,
     NonFiniteError when a unit's output is not finite. Sources: Nagel et al. 2020 (AdaRound), Li et al. 2021
     (BRECQ), Wei et al. 2022 (QDrop), Esser et al. 2020 (LSQ). Introduced in notebook 10.
@@ -142,6 +55,7 @@ def reconstruct(
     network = LowBitNetwork(prepared, kind, recipe.start)
     exact = low = all_of(batches, "reconstruct")
     blocks = pieces(prepared.graph, recipe.granularity)
+    only = [only] if isinstance(only, str) else only
     for name in only or ():
         check_name(name, [block.name for block in blocks], "unit")
     reports: list[Report] = []
@@ -225,7 +139,8 @@ def _train(
             for name in names:
                 loss = loss + recipe.strength * network.soft[name].penalty(beta)
         optimizer.zero_grad()
-        loss.backward()
+        # What is left in float32 gets no gradient: it is the caller's own.
+        loss.backward(inputs=[value for group in optimizer.param_groups for value in group["params"]])
         schedule(step)
         optimizer.step()
     _decide(network, unit, names)
@@ -246,11 +161,12 @@ def _prepare(
         bias = network.biases[name]
         if recipe.biases and bias is not None:
             slow.append(bias.requires_grad_())
-    for learned in network.ranges_of(unit).values():
+    for name, learned in network.ranges_of(unit).items():
         learned.train()
         learned.drop, learned.rng = recipe.drop, rng
-        learned.log_scale.requires_grad_(recipe.ranges)
-        slow += [learned.log_scale] if recipe.ranges else []
+        learns = recipe.ranges and name not in network.settled
+        learned.log_scale.requires_grad_(learns)
+        slow += [learned.log_scale] if learns else []
     rate, rate_slow = recipe.rates()
     groups = [{"params": fast, "lr": rate}, {"params": slow, "lr": rate_slow}]
     groups = [group for group in groups if group["params"]]
@@ -274,6 +190,7 @@ def _decide(network: LowBitNetwork, unit: Unit, names: list[str]) -> None:
             network.weights[name], network.grids[name] = network.soft.pop(name).decided()
         bias = network.biases[name]
         network.biases[name] = None if bias is None else bias.detach()
+    network.settled.update(network.ranges_of(unit))
     for learned in network.ranges_of(unit).values():
         learned.eval()
         learned.log_scale.requires_grad_(False)

@@ -33,7 +33,7 @@ class LowBitNetwork:
     """The float network of a calibrated `Prepared`, and its low-bit twin with weights of its own.
 
     kind: the kind that `convert` shall make in the end; it decides which tensors are rounded (PLACES).
-    rounding: how its weights are rounded to begin with, one of ROUNDINGS.
+    rounding: how its weights are rounded to begin with, one of WEIGHT_ROUNDINGS.
     `weights`, `biases`: of the twin, weights on the grid `grids`; `soft`: layers whose rounding is being
     trained; `ranges`: activation grids by site. Raises ConfigError for another kind, NotCalibratedError
     before calibrate. Introduced in notebook 10.
@@ -41,10 +41,13 @@ class LowBitNetwork:
 
     def __init__(self, prepared: Prepared, kind: str, rounding: str = "nearest") -> None:
         check_name(kind, PLACES, "kind")
+        if not isinstance(prepared, Prepared):
+            raise ConfigError("Reconstruction needs what prepare returned; call prepare and calibrate first.")
         self.prepared, self.kind = prepared, kind
         self.graph = prepared.graph_module
         self.interpreter = fx.Interpreter(self.graph)
         self.soft: dict[str, SoftRounding] = {}
+        self.settled: set[str] = set()  # ranges that a unit has learned: one that reads them too leaves them
         self.weights: dict[str, Tensor] = {}
         self.biases: dict[str, Tensor | None] = {}
         self.grids: dict[str, QParams] = {}
@@ -54,12 +57,7 @@ class LowBitNetwork:
             weight, bias = self._layer(name).weight, self._layer(name).bias
             self.weights[name], self.grids[name] = round_weight(weight, grid, rounding)  # type: ignore[arg-type]
             self.biases[name] = None if bias is None else bias.detach().clone()  # type: ignore[operator]
-        self.ranges = {name: LearnedRange(prepared.qparams(name)) for name in prepared.activations}
-        per_channel = [name for name, found in self.ranges.items() if found.first.axis is not None]
-        if per_channel:
-            raise ConfigError(
-                f"Activations need one grid per tensor; {per_channel[0]!r} has one per channel."
-            )
+        self.ranges = {name: LearnedRange(prepared.tensor_grid(name)) for name in prepared.activations}
 
     def _layer(self, name: str) -> nn.Module:
         return self.graph.get_submodule(name)
@@ -123,7 +121,8 @@ class LowBitNetwork:
     def ranges_of(self, unit: Unit) -> dict[str, LearnedRange]:
         """The activation grids that running the unit uses and that are its own to train."""
         if self.kind == "mixed":
-            read = [source(node.args[0]) for node in unit.layers]  # type: ignore[arg-type]
+            layers = [node for node in unit.layers if site_name(node) in self.weights]
+            read = [source(node.args[0]) for node in layers]  # type: ignore[arg-type]
             names = [site_name(node) for node in read]
         else:
             names = [site_name(node) for node in unit.nodes if needs_rounding(node)]

@@ -23,7 +23,7 @@ def all_of(batches: Iterable[Any], asker: str) -> Tensor:
     if isinstance(batches, Tensor):
         raise ConfigError(f"{asker} needs an iterable of batches, not one tensor; pass [x].")
     shown = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
-    if not shown:
+    if not any(len(part) for part in shown):
         raise ConfigError(f"{asker} got no batches; pass an iterable with at least one.")
     return torch.cat(shown)
 
@@ -59,7 +59,7 @@ def power_of(wanted: Tensor) -> float:
 @torch.no_grad()
 def through(network: LowBitNetwork, unit: Unit, x: Tensor, low_bit: bool = True, until: Any = None) -> Tensor:
     """What a unit makes of all images, in half precision where that can hold it. Notebook 10."""
-    if until is unit.source and not (low_bit and unit.source.op == "placeholder"):
+    if until is unit.source:  # images as they are: `run` rounds them
         return x
     return made_of(lambda part: network.run(unit, part, low_bit, until), x, unit.name)
 

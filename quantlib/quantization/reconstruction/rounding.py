@@ -88,6 +88,8 @@ class SoftRounding(nn.Module):
         self.register_buffer("floor", levels.floor())
         self.ends = (grid.quant_min - zero_point).float(), (grid.quant_max - zero_point).float()
         self.bounds = float(self.ends[0].min()), float(self.ends[1].max())
+        low = self.ends[0].flatten()
+        self.apart = bool((low != low[0]).any())  # zero points differ by channel, and so do the ends
         self.logits = nn.Parameter(logits_of(levels - self.floor))
         self.log_scale = nn.Parameter(torch.zeros_like(scale), requires_grad=learn_scale)
         self.scale = scale
@@ -96,7 +98,7 @@ class SoftRounding(nn.Module):
         """The soft weight, float32, in the shape of the weight."""
         scale = self.scale * self.log_scale.exp() if self.log_scale.requires_grad else self.scale
         levels: Tensor = _Soft.apply(self.logits, self.floor, *self.bounds)
-        return levels * scale
+        return (levels.clamp(*self.ends) if self.apart else levels) * scale
 
     def penalty(self, beta: float) -> Tensor:
         """How open the weights are: sum of 1 - |2 h(v) - 1|**beta; a large beta minds only the middle."""

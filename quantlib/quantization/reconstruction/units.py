@@ -43,16 +43,18 @@ def blocks(graph: fx.Graph) -> list[Unit]:
     Raises ConfigError for a graph without layers. Introduced in notebook 10.
     """
     nodes = [node for node in graph.nodes if node.op != "output"]
-    pieces, source, begin = [], nodes[0], 1
+    parts, source, begin = [], nodes[0], 1
     for i in carriers(nodes)[1:]:
         if any(_has_weight(node) for node in nodes[begin : i + 1]):
-            pieces.append((source, nodes[begin : i + 1]))
+            parts.append((source, nodes[begin : i + 1]))
             source, begin = nodes[i], i + 1
-    if not pieces:
-        raise ConfigError("There is no convolution and no linear layer to reconstruct.")
-    pieces[-1][1].extend(nodes[begin:])
+    if not parts:
+        raise ConfigError(
+            "There is no convolution and no linear layer to reconstruct; pass a network with one."
+        )
+    parts[-1][1].extend(nodes[begin:])
     units: list[Unit] = []
-    for start, part in pieces:
+    for start, part in parts:
         name = _name(part)
         if name in [unit.name for unit in units]:  # parallel layers of one module, twice
             name = f"{name}..{[site_name(node) for node in part if _has_weight(node)][-1]}"
