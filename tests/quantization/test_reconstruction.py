@@ -432,7 +432,7 @@ def test_a_unit_reads_what_the_rounded_units_before_it_make():
 def test_what_a_report_says_is_the_error_of_the_finished_network(granularity, kind, ranges):
     """Nothing that is learned later may move what was judged before."""
     prepared, x = calibrated(bits=3)
-    recipe = replace(SHORT, granularity=granularity, ranges=ranges, iterations=20)
+    recipe = replace(SHORT, granularity=granularity, ranges=ranges, iterations=30, rate_scales=0.05)
     found = reconstruct(prepared, [x], recipe, kind)
     network, whole = LowBitNetwork(found.prepared, kind), LowBitNetwork(prepared, kind)
     reports = {report.unit: report.error_after for report in found.reports}
