@@ -7,7 +7,6 @@ grids, where all channels of a tensor share one step, it decides whether small c
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import Counter
 
@@ -16,8 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from quantlib.errors import ConfigError
-from quantlib.quantization.graph import fuse, is_canonical, kind, module_of
+from quantlib.quantization.graph import canonical_copy, kind, module_of
 from quantlib.quantization.qconfig import check_name
+from quantlib.quantization.sites import has_weight, layers_of
 
 MEASURES = ("magnitude", "span")
 """How wide a channel is: its largest absolute weight, or its largest weight minus its smallest."""
@@ -30,16 +30,16 @@ def links(graph: fx.Graph) -> list[tuple[fx.Node, fx.Node]]:
     residual add blocks all links but those inside a block. ReLU6 has a fixed ceiling, so it blocks too.
     A layer that is called twice, or shares its weight, is in no pair. Introduced in notebook 10.
     """
-    layers = [node for node in graph.nodes if kind(node) in ("conv", "linear")]
+    layers = layers_of(graph)
     owners = Counter(id(module_of(node).weight) for node in layers)
     found = []
     for node in graph.nodes:
-        if kind(node) not in ("conv", "linear"):
+        if not has_weight(node):
             continue
         before = node.args[0]
         while kind(before) in ("relu", "pool") and len(before.users) == 1 and not _has_ceiling(before):
             before = before.args[0]
-        if kind(before) not in ("conv", "linear") or len(before.users) > 1 or _has_ceiling(before):
+        if not has_weight(before) or len(before.users) > 1 or _has_ceiling(before):
             continue
         if all(owners[id(module_of(layer).weight)] == 1 for layer in (before, node)):
             found.append((before, node))
@@ -78,7 +78,7 @@ def equalize(
     Introduced in notebook 10.
     """
     check_name(measure, MEASURES, "measure")
-    graph = _copy(model)
+    graph = canonical_copy(model)
     pairs = links(graph.graph)
     for _ in range(rounds):
         farthest = 0.0
@@ -103,17 +103,11 @@ def unbalance(model: nn.Module, spread: float = 10.0, seed: int = 0) -> fx.Graph
     """
     if not spread >= 1:
         raise ConfigError(f"spread is the largest factor, 1 or more; not {spread}.")
-    graph, rng = _copy(model), np.random.default_rng(seed)
+    graph, rng = canonical_copy(model), np.random.default_rng(seed)
     for first, second in links(graph.graph):
         a, b = module_of(first), module_of(second)
         draws = rng.uniform(-math.log(spread), math.log(spread), len(a.weight))  # type: ignore[arg-type]
         _rescale(a, b, torch.from_numpy(np.exp(draws)).float())
-    return graph
-
-
-def _copy(model: nn.Module) -> fx.GraphModule:
-    graph = copy.deepcopy(model) if is_canonical(model) else fuse(model)
-    assert isinstance(graph, fx.GraphModule)
     return graph
 
 

@@ -115,6 +115,11 @@ def fuse(model: nn.Module, relu: bool = True, unsupported: str = "error") -> fx.
     return _finished(fused)
 
 
+def canonical_copy(model: nn.Module, unsupported: str = "error") -> fx.GraphModule:
+    """A canonical network of the caller's own: a copy of one, or the model fused."""
+    return copy.deepcopy(model) if is_canonical(model) else fuse(model, unsupported=unsupported)  # type: ignore[return-value]
+
+
 def is_canonical(model: nn.Module) -> bool:
     """Whether `fuse` made this graph."""
     return isinstance(model, fx.GraphModule) and bool(model.meta.get("canonical"))

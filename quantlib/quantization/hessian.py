@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -13,7 +12,8 @@ from torch.nn import functional as F
 
 from quantlib.errors import ConfigError
 from quantlib.progress import progress
-from quantlib.quantization.graph import fuse, is_canonical, kind, module_of
+from quantlib.quantization.graph import canonical_copy, module_of
+from quantlib.quantization.sites import layers_of
 
 
 class Trace(NamedTuple):
@@ -37,9 +37,9 @@ def hessian_traces(
     Raises ConfigError for fewer than two draws in all. Source: Hutchinson 1990; as a measure of sensitivity:
     Dong et al., HAWQ-V2 (2020). Introduced in notebook 09.
     """
-    graph = copy.deepcopy(model) if is_canonical(model) else fuse(model)
+    graph = canonical_copy(model)
     assert isinstance(graph, fx.GraphModule)
-    layers = [node for node in graph.graph.nodes if kind(node) in ("conv", "linear")]
+    layers = layers_of(graph.graph)
     weights: dict[str, Tensor] = {str(node.target): module_of(node).weight for node in layers}  # type: ignore[misc]
     graph.requires_grad_(False)
     for weight in weights.values():

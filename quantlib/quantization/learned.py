@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from quantlib.errors import ConfigError
 from quantlib.quantization.affine import QParams
-from quantlib.quantization.canonical import kind, module_of
+from quantlib.quantization.canonical import module_of
 from quantlib.quantization.observers.fixed import FixedObserver
 from quantlib.quantization.qat import LearnedGrid, plain, trainable_layers
 from quantlib.quantization.qconfig import QConfig, Scheme
-from quantlib.quantization.sites import site_name, source
+from quantlib.quantization.sites import has_weight, site_name, source
 from quantlib.quantization.workflow import Prepared, prepare
 
 MIDDLE = 128
@@ -31,7 +31,7 @@ def learned_grids(model: nn.Module) -> Prepared:
     prepared = prepare(float_model, QConfig(activation=Scheme()))
     layers, places = trainable_layers(model), dict[str, LearnedGrid]()
     for node in prepared.graph.nodes:
-        if kind(node) not in ("conv", "linear"):
+        if not has_weight(node):
             continue
         name = str(node.target)
         layer = layers[name]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx
 
 from quantlib.errors import ConfigError
-from quantlib.quantization.graph import kind, module_of
+from quantlib.quantization.graph import module_of
 from quantlib.quantization.qconfig import QConfig, Scheme, check_name
-from quantlib.quantization.sites import is_site, site_name, source
+from quantlib.quantization.sites import has_weight, is_site, layers_of, site_name, source
 
 ENDS = ("8", "same")
 """The first and the last layer: 8 bits in weights and input, as most papers do, or the same as all others."""
@@ -62,7 +62,7 @@ def low_bit_qconfig(
     not have. Introduced in notebook 10.
     """
     check_name(ends, ENDS, "ends")
-    layers = [site_name(node) for node in graph.nodes if kind(node) in ("conv", "linear")]
+    layers = [site_name(node) for node in layers_of(graph)]
     sites = [site_name(node) for node in graph.nodes if is_site(node)]
     of_weight, of_activation = _each(weight, layers, "layer"), _each(activation, sites, "tensor")
     if ends == "8":
@@ -90,7 +90,7 @@ def _each(widths: Widths, names: list[str], what: str) -> dict[str, int]:
 
 def first_and_last(graph: fx.Graph) -> tuple[fx.Node, fx.Node]:
     """The first and the last layer with weights."""
-    layers = [node for node in graph.nodes if kind(node) in ("conv", "linear")]
+    layers = layers_of(graph)
     if not layers:
         raise ConfigError("This graph has no convolution and no linear layer; take ends='same'.")
     return layers[0], layers[-1]
@@ -124,7 +124,7 @@ def counts(graph: fx.GraphModule, example: Tensor) -> Counts:
             name = site_name(n) if n.op != "output" else ""
             if n.op != "output" and is_site(n):
                 found.activations[name] = value[0].numel()
-            if kind(n) in ("conv", "linear"):
+            if has_weight(n):
                 weight: Tensor = module_of(n).weight  # type: ignore[assignment]
                 found.weights[name] = weight.numel()
                 found.macs[name] = weight.numel() * (value.shape[2:].numel() if value.dim() == 4 else 1)

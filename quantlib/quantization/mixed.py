@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from quantlib.errors import CheckpointError, ConfigError
 from quantlib.quantization import quantized_file
 from quantlib.quantization.affine import QParams, quantize
-from quantlib.quantization.graph import fuse, is_canonical, module_of
+from quantlib.quantization.graph import canonical_copy, fuse, module_of
 from quantlib.quantization.mixed_layers import (
     Mixed,
     MixedConv2d,
@@ -120,8 +120,7 @@ def load_mixed(path: str | Path, model: nn.Module | None = None) -> Mixed:
             f"{path} names no architecture of quantlib's; pass it as load_mixed(path, model=...)."
         )
     model = build(name).eval() if model is None else model
-    graph = copy.deepcopy(model) if is_canonical(model) else fuse(model, unsupported="float")
-    assert isinstance(graph, fx.GraphModule)
+    graph = canonical_copy(model, unsupported="float")
     if _operators(graph) != description["layers"]:
         raise CheckpointError(
             f"{path} holds another architecture than {type(model).__name__}; pass the right one."

@@ -67,6 +67,16 @@ OWN_NAMES = ("input", "dequantize", "images")
 """What quantlib calls the tensors at the ends of a network, here and in ONNX."""
 
 
+def has_weight(node: fx.Node) -> bool:
+    """Whether a node is a convolution or a linear layer."""
+    return kind(node) in ("conv", "linear")
+
+
+def layers_of(graph: fx.Graph) -> list[fx.Node]:
+    """The convolutions and linear layers of a canonical graph, in order."""
+    return [node for node in graph.nodes if has_weight(node)]
+
+
 def check_ends(graph: fx.Graph) -> None:
     """UnsupportedOperatorError unless one tensor goes in and one comes out, ConfigError for names of ours."""
     outputs = [node.args[0] for node in graph.nodes if node.op == "output"]

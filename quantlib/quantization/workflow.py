@@ -14,7 +14,7 @@ from quantlib.quantization.affine import QParams
 from quantlib.quantization.graph import fuse, is_canonical, kind, module_of
 from quantlib.quantization.observers import Observer
 from quantlib.quantization.qconfig import FLOAT, QConfig, Scheme, check_name
-from quantlib.quantization.sites import SHARING, check_ends, is_site, naming, readers, site_name
+from quantlib.quantization.sites import SHARING, check_ends, has_weight, is_site, naming, readers, site_name
 
 
 class Prepared(nn.Module):
@@ -44,7 +44,7 @@ class Prepared(nn.Module):
         self.qconfig.check_names(names)
         for node in self.graph.nodes:
             config = self.qconfig.for_layer(site_name(node), kind(node))
-            if kind(node) in ("conv", "linear") and config.weight is not None:
+            if has_weight(node) and config.weight is not None:
                 observer = config.weight.observer_instance(axis=0)
                 with naming(f"the weight of {str(node.target)!r}"):
                     observer(module_of(node).weight)

@@ -10,12 +10,11 @@ import torch
 from torch import fx
 
 from quantlib.quantization.allocation import Table, allocate
-from quantlib.quantization.graph import kind
 from quantlib.quantization.low_bits import activation_scheme, weight_scheme
 from quantlib.quantization.metrics import rank_correlation
 from quantlib.quantization.qconfig import QConfig
 from quantlib.quantization.sensitivity import Sensitivity, layer_sensitivity
-from quantlib.quantization.sites import site_name, source
+from quantlib.quantization.sites import layers_of, site_name, source
 from quantlib.quantization.workflow import Prepared, prepare
 from quantlib.subject.data import Images, batches
 
@@ -36,8 +35,8 @@ def label_free_costs(
     """
     with torch.no_grad():
         answers = torch.cat([graph(x).softmax(1) for x, _ in batches(images)])
-    layers = [node for node in graph.graph.nodes if kind(node) in ("conv", "linear")]
-    read = {site_name(source(node.args[0])) for node in layers}
+    layers = layers_of(graph.graph)
+    read = {site_name(source(node.args[0])) for node in layers}  # type: ignore[arg-type]
     own = replace(images, labels=answers)
     found: Costs = {}
     for bits in widths:

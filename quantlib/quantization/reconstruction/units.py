@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from torch import fx
 
 from quantlib.errors import ConfigError
-from quantlib.quantization.graph import kind
 from quantlib.quantization.qconfig import check_name
-from quantlib.quantization.sites import carriers, site_name
+from quantlib.quantization.sites import carriers, has_weight, site_name
 
 GRANULARITIES = ("layer", "block", "network")
 """A layer at a time (AdaRound), a block at a time (BRECQ), or all at once."""
@@ -32,7 +31,7 @@ class Unit:
     @property
     def layers(self) -> list[fx.Node]:
         """Its convolutions and linear layers."""
-        return [node for node in self.nodes if _has_weight(node)]
+        return [node for node in self.nodes if has_weight(node)]
 
 
 def blocks(graph: fx.Graph) -> list[Unit]:
@@ -45,7 +44,7 @@ def blocks(graph: fx.Graph) -> list[Unit]:
     nodes = [node for node in graph.nodes if node.op != "output"]
     parts, source, begin = [], nodes[0], 1
     for i in carriers(nodes)[1:]:
-        if any(_has_weight(node) for node in nodes[begin : i + 1]):
+        if any(has_weight(node) for node in nodes[begin : i + 1]):
             parts.append((source, nodes[begin : i + 1]))
             source, begin = nodes[i], i + 1
     if not parts:
@@ -57,7 +56,7 @@ def blocks(graph: fx.Graph) -> list[Unit]:
     for start, part in parts:
         name = _name(part)
         if name in [unit.name for unit in units]:  # parallel layers of one module, twice
-            name = f"{name}..{[site_name(node) for node in part if _has_weight(node)][-1]}"
+            name = f"{name}..{[site_name(node) for node in part if has_weight(node)][-1]}"
         units.append(Unit(name, start, tuple(part)))
     return units
 
@@ -79,13 +78,9 @@ def pieces(graph: fx.Graph, granularity: str) -> list[Unit]:
     return [Unit("network", found[0].source, tuple(node for block in found for node in block.nodes))]
 
 
-def _has_weight(node: fx.Node) -> bool:
-    return kind(node) in ("conv", "linear")
-
-
 def _name(nodes: list[fx.Node]) -> str:
     """What the names of the layers have in common: "layer3.1" for layer3.1.conv1 to layer3.1.conv3."""
-    names = [site_name(node) for node in nodes if _has_weight(node)]
+    names = [site_name(node) for node in nodes if has_weight(node)]
     if len(names) == 1:
         return names[0]
     common = os.path.commonprefix([name.split(".") for name in names])  # of lists, it compares their items
