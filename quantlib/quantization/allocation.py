@@ -48,15 +48,13 @@ def allocate(
         steps = [-(-sizes[name][bits] // unit) for bits in choices]
         best, which = _extend(best, steps, list(choices.values()))
         taken.append(which)
-    least = sum(min(each.values()) for each in sizes.values())
-    if not np.isfinite(best[room]) and least <= budget:
-        raise ConfigError(
-            f"The budget of {budget:,} holds the fewest bits ({least:,}), but not on {cells:,} cells, or at "
-            "no finite cost; raise cells or the budget."
-        )
     if not np.isfinite(best[room]):
+        least = sum(min(each.values()) for each in sizes.values())
         raise ConfigError(
             f"Even the fewest bits need more than the budget of {budget:,}; raise it, or offer fewer bits."
+            if least > budget
+            else f"The budget of {budget:,} holds the fewest bits ({least:,}), but not on {cells:,} cells, "
+            "or at no finite cost; raise cells or the budget."
         )
     return _walk_back(costs, sizes, taken, room, unit)
 

@@ -46,12 +46,17 @@ def trace(model: nn.Module) -> fx.GraphModule:
     try:
         graph = tracer.trace(model)
     except Exception as error:  # torch.fx fails in as many ways as there are models
-        raise UnsupportedOperatorError(
-            f"torch.fx cannot trace {type(model).__name__} ({error}); "
-            "remove what depends on the data from its forward."
-        ) from error
+        raise untraceable(model, error) from error
     traced = fx.GraphModule(tracer.root, graph, type(model).__name__)
     return traced.eval()
+
+
+def untraceable(model: nn.Module, error: Exception) -> UnsupportedOperatorError:
+    """What to raise where torch.fx has failed on a model."""
+    return UnsupportedOperatorError(
+        f"torch.fx cannot trace {type(model).__name__} ({error}); "
+        "remove what depends on the data from its forward."
+    )
 
 
 def fold_weights(

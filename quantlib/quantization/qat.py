@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from quantlib.errors import ConfigError, NotCalibratedError, UnsupportedOperatorError
+from quantlib.errors import ConfigError, NotCalibratedError
 from quantlib.quantization.affine import EPS, quant_range
+from quantlib.quantization.graph import untraceable
 from quantlib.quantization.observers import make_observer
 
 
@@ -125,10 +126,7 @@ def inputs_of_layers(model: nn.Module) -> dict[str, str]:
     try:
         graph = fx.symbolic_trace(model).graph
     except Exception as error:  # torch.fx fails in as many ways as there are models
-        raise UnsupportedOperatorError(
-            f"torch.fx cannot trace {type(model).__name__} ({error}); "
-            "remove what depends on the data from its forward."
-        ) from error
+        raise untraceable(model, error) from error
     found: dict[str, str] = {}
     for node in graph.nodes:
         if node.op == "call_module" and type(model.get_submodule(str(node.target))) in TRAINABLE:

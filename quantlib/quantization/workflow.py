@@ -39,9 +39,8 @@ class Prepared(nn.Module):
 
     def _place_observers(self) -> None:
         # A pooling or flattening keeps the grid of its input: a setting for it would do nothing.
-        named = [node for node in self.graph.nodes if node.op != "output" and kind(node) not in SHARING]
-        names = [site_name(node) for node in named]
-        self.qconfig.check_names(names)
+        named = (node for node in self.graph.nodes if node.op != "output" and kind(node) not in SHARING)
+        self.qconfig.check_names(site_name(node) for node in named)
         for node in self.graph.nodes:
             config = self.qconfig.for_layer(site_name(node), kind(node))
             if has_weight(node) and config.weight is not None:

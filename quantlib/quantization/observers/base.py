@@ -165,12 +165,17 @@ class Observer(nn.Module):
     def settle(self) -> Observer:
         """Choose the range now, and let go of what only the choice needed; nothing can be added after it."""
         self.range()
+        self.let_go()
         self.settled = True
         return self
 
     def reset(self) -> None:
         """Forget everything observed."""
+        self.let_go()
         self.minimum, self.maximum, self._chosen, self.settled = None, None, None, False
+
+    def let_go(self) -> None:
+        """Drop what only the choice of a range needs."""
 
     def extra_repr(self) -> str:
         """Bits, integers, symmetry and axis."""
@@ -210,13 +215,6 @@ class KeepingObserver(Observer):
         """Add the flat tensor `x`, with extremes `low` and `high`, to the summary."""
         raise NotImplementedError
 
-    def settle(self) -> Observer:
-        """Choose the range; the histogram and the values that were kept go."""
-        super().settle()
-        self.histogram, self.kept = None, []
-        return self
-
-    def reset(self) -> None:
-        """Forget everything observed."""
-        super().reset()
+    def let_go(self) -> None:
+        """Drop the histogram and the values that were kept."""
         self.histogram, self.kept = None, []

@@ -74,16 +74,9 @@ class EntropyObserver(Observer):
         self.widen(low, high)
         self.histogram = count_values(self.histogram, x.cpu().numpy(), self.bins)
 
-    def reset(self) -> None:
-        """Forget everything observed."""
-        super().reset()
+    def let_go(self) -> None:
+        """Drop the histogram."""
         self.histogram = None
-
-    def settle(self) -> Observer:
-        """Choose the range; the histogram goes."""
-        super().settle()
-        self.histogram = None
-        return self
 
     def choose(self) -> tuple[Tensor, Tensor]:
         """The best clip, cut to the observed extremes, zero included."""

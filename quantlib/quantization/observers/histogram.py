@@ -64,16 +64,9 @@ class HistogramObserver(Observer):
         else:
             self.histogram = (update + rebin(self.histogram, (old[0], old[1]), new)).float()
 
-    def reset(self) -> None:
-        """Forget everything observed."""
-        super().reset()
+    def let_go(self) -> None:
+        """Drop the histogram."""
         self.histogram = None
-
-    def settle(self) -> Observer:
-        """Choose the range; the histogram goes."""
-        super().settle()
-        self.histogram = None
-        return self
 
     def choose(self) -> tuple[Tensor, Tensor]:
         """The ends at which the greedy walk stops."""
