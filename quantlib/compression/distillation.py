@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from quantlib.errors import ConfigError
 from quantlib.subject.data import Images, batches
+from quantlib.subject.evaluation import usual_batch
 from quantlib.subject.hooks import Hooks
 from quantlib.subject.trainer import Trainer
 
@@ -42,17 +43,20 @@ def distillation_loss(
 
 
 @torch.no_grad()
-def teacher_logits(teacher: nn.Module, images: Images, batch_size: int = 64, device: str = "cpu") -> Tensor:
+def teacher_logits(
+    teacher: nn.Module, images: Images, batch_size: int | None = None, device: str = "cpu"
+) -> Tensor:
     """The teacher's answer to each image once: the mean of its logits for the image and its mirror image.
 
-    Returns (n, classes), float32, on the CPU; `device` is where the teacher is. The student will see crops of
-    these images: the answers do not follow the crops, which makes a teacher of any size cost one pass in all.
+    Returns (n, classes), float32, on the CPU; `device` is where the teacher is; batch_size as in `evaluate`.
+    The student will see crops of these images: the answers do not follow the crops, which makes a teacher of
+    any size cost one pass in all.
     Introduced in notebook 15.
     """
-    was_training = teacher.training
+    was_training, size = teacher.training, batch_size or usual_batch(device)
     teacher.eval()
     try:
-        found = [(teacher(x) + teacher(x.flip(-1))) / 2 for x, _ in batches(images, batch_size, device)]
+        found = [(teacher(x) + teacher(x.flip(-1))) / 2 for x, _ in batches(images, size, device)]
     finally:
         teacher.train(was_training)
     return torch.cat(found).float().cpu()

@@ -25,6 +25,8 @@ from quantlib.errors import ConfigError, NonFiniteError
 
 BINS = 4096
 """Bins of a histogram of weights."""
+LOWEST = 1e-24
+"""The price at which the search for a low one ends."""
 SEARCH = 20
 """Iterations while a price is looked for."""
 SETTLED = 1000
@@ -176,7 +178,8 @@ def price_of_size(
     """The price at which the indices of all layers have an entropy of `megabytes` (10^6 bytes).
 
     Found by halving, to about 1 %; the file has norms, tables and the inefficiency of whole-bit words
-    besides. Raises ConfigError when even the highest price leaves more. Introduced in notebook 14.
+    besides. Where the shared values are fewer than so many megabytes could tell apart, it is the lowest price
+    that was tried. Raises ConfigError when even the highest price leaves more. Introduced in notebook 14.
     """
     weights = {name: Histogram.of(w.detach().cpu().numpy()) for name, w in weights_of(model).items()}
 
@@ -189,6 +192,8 @@ def price_of_size(
     low, high = 1e-9, 1e3
     if size(high) > megabytes:
         raise ConfigError(f"These layers cannot be shared in {megabytes:g} MB.")
+    while low > LOWEST and size(low) < megabytes:  # importances have a unit of their own, and so have prices
+        low, high = low / 1e3, low
     while high / low > 1.02:
         middle = (low * high) ** 0.5
         low, high = (middle, high) if size(middle) > megabytes else (low, middle)

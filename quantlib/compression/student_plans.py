@@ -46,8 +46,7 @@ class Plan:
     """An experiment: the recipe that every arm follows, and the arms.
 
     teacher, trained: checkpoints; seeds: of the main arms, the others have the first only; source, images: as
-    in `data.load`, and how many of train, validation and test (None: all); ship: the arm whose student of
-    the first seed goes into checkpoints/. Introduced in notebook 15.
+    in `data.load`, and how many of train, validation and test (None: all). Introduced in notebook 15.
     """
 
     recipe: Recipe
@@ -57,7 +56,6 @@ class Plan:
     seeds: tuple[int, ...] = (0,)
     source: str = "full"
     images: tuple[int, int, int] | None = None
-    ship: str = ""
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]

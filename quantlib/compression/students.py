@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from quantlib.compression.distillation import Distillation, JointTraining, Pair, Taught, teacher_logits
 from quantlib.compression.student_plans import Arm, Plan, load_plan
-from quantlib.errors import ConfigError
 from quantlib.quantization.qat import make_trainable, start_grids
 from quantlib.subject import checkpoints, data
 from quantlib.subject.benchmark import device_name
@@ -37,7 +36,6 @@ from quantlib.subject.evaluation import Evaluation, classes, evaluate, predictio
 from quantlib.subject.files import replace_atomically
 from quantlib.subject.hooks import Hooks
 from quantlib.subject.models import build
-from quantlib.subject.publish import save_measured
 from quantlib.subject.state import load_best
 from quantlib.subject.trainer import Trainer
 
@@ -122,10 +120,13 @@ def run_one(
 
 
 def finished(plan: Plan, root: Path | None = None) -> list[dict[str, Any]]:
-    """The results that are there, in the plan's order, without training any; ConfigError for others' ones."""
+    """The results that are there, in the plan's order, without training any; ConfigError for others' ones.
+
+    What another machine has finished and committed is there too, see `take_over`.
+    """
     root = root or plan.folder()
-    if root.exists():
-        of_one_plan(root, plan.folder().name)
+    of_one_plan(root, plan.folder().name)
+    take_over(root)
     return kept_results(root, {folder_name(arm, seed): asdict(arm) for arm, seed in plan.runs()})
 
 
@@ -148,31 +149,6 @@ def run_plan(
         yield result
 
 
-def ship(plan: Plan, root: Path, data_root: str | None = None, into: Path | None = None) -> Path:
-    """Put the plan's student to ship into checkpoints/ as MODEL_ARM_cifar10, with its accuracy; its file.
-
-    ConfigError when the plan has no float32 arm of that name, or when that run was trained on another machine
-    and its weights are not here. Introduced in notebook 15.
-    """
-    arm = next((arm for arm in plan.arms if arm.name == plan.ship and not arm.weight_bits), None)
-    if arm is None:
-        raise ConfigError(f"The plan would ship {plan.ship!r}, which is none of its float32 arms.")
-    weights = root / folder_name(arm, plan.seeds[0]) / "best.pt"
-    if not weights.exists():
-        raise ConfigError(
-            f"{arm.name!r} was trained on another machine: to ship it, copy its best.pt"
-            f" to {weights}, or remove {weights.with_name(RESULT)} to train it here."
-        )
-    model = trained_student(plan, arm, plan.seeds[0], root, plan.split("train", data_root))
-    validation, test = (plan.split(split, data_root) for split in ("validation", "test"))
-    facts = {
-        "model": plan.recipe.model, "recipe": asdict(plan.recipe),
-        "origin": f"taught by {plan.teacher}: `python -m quantlib.compression.students --recipe "
-        f"{plan.recipe.name}`, arm {arm.name}, seed {plan.seeds[0]}",
-    }  # fmt: skip
-    return save_measured(model, f"{plan.recipe.model}_{arm.name}_cifar10", facts, validation, test, into=into)
-
-
 def evaluation_of(plan: Plan, result: Mapping[str, Any], data_root: str | None = None) -> Evaluation:
     """The Evaluation behind a result, on the plan's test images. Introduced in notebook 15."""
     return Evaluation.of(classes(result["predictions"]), plan.split("test", data_root).labels.numpy())
@@ -189,11 +165,8 @@ def main(argv: list[str] | None = None) -> int:
         def said(result: Mapping[str, Any]) -> str:
             return f"{result['arm']}, seed {result['seed']}: {evaluation_of(plan, result, options.data)}"
 
-        def shipped() -> str:
-            return f"shipped as checkpoints/{ship(plan, folder, options.data).name}" if plan.ship else ""
-
         results = run_plan(plan, options.workers, folder, options.data, options.device)
-        report_runs(results, len(plan.runs()), options.workers, folder, said, shipped)
+        report_runs(results, len(plan.runs()), options.workers, folder, said)
 
     return run_command(work, kept="every run is saved")
 

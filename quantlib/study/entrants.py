@@ -125,8 +125,6 @@ ENTRANTS: dict[str, tuple[str, Make]] = {
     "resnet20": ("architecture", lambda shelf: shelf.float32("resnet20")),
     "resnet20_w8a8": ("both", lambda shelf: shelf.integer("resnet20")),
     "resnet20_w4a8": ("both", lambda shelf: shelf.integer("resnet20", 4)),
-    "student": ("architecture", lambda shelf: shelf.float32("resnet20_distilled")),
-    "student_w8a8": ("both", lambda shelf: shelf.integer("resnet20_distilled")),
     "squeezenet": ("architecture", lambda shelf: shelf.float32("squeezenet")),
     "squeezenet_w8a8": ("both", lambda shelf: shelf.integer("squeezenet")),
     "squeezenet_deep": ("coded", lambda shelf: shelf.archive("squeezenet_deep")),

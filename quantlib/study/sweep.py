@@ -86,6 +86,13 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
 
+    def once(self, setting: Setting, make: Callable[[], Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+        """The rows of a setting: those that were kept; else what `make` gives, which is kept at once."""
+        if self.key(setting) not in self.finished():
+            self.keep(setting, {"rows": [dict(row) for row in make()]})
+        rows: list[dict[str, Any]] = self.finished()[self.key(setting)]["rows"]
+        return rows
+
     def forget(self) -> None:
         """Remove the file: the results are recorded, the next sweep starts anew."""
         self.path.unlink(missing_ok=True)

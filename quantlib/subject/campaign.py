@@ -141,11 +141,9 @@ def campaign_arguments(
 
 def report_runs(
     results: Iterable[Mapping[str, Any]], count: int, workers: int, folder: Path,
-    said: Callable[[Mapping[str, Any]], str], last: Callable[[], str] = str,
+    said: Callable[[Mapping[str, Any]], str],
 ) -> None:  # fmt: skip
-    """Print how many runs there are, a line for each as it ends (what `said` says, minutes), and `last`."""
+    """Print how many runs there are, a line for each as it ends: what `said` says, and its minutes."""
     print(f"{count} runs, {workers} side by side; state in {folder}", flush=True)
     for place, result in enumerate(results, 1):
         print(f"{place}/{count}  {said(result)}, {result['seconds'] / 60:.1f} min", flush=True)
-    if end := last():
-        print(end, flush=True)

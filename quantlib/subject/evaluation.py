@@ -70,22 +70,28 @@ def classes(predictions: str) -> np.ndarray:
     return np.frombuffer(predictions.encode(), np.uint8).astype(np.int64) - ord("0")
 
 
+def usual_batch(device: str) -> int:
+    """The batch for networks that only answer: 16 on a CPU, 250 elsewhere.
+
+    Larger ones cost a CPU time, because the system hands out and takes back their memory at every layer.
+    """
+    return 16 if torch.device(device).type == "cpu" else 250
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module, images: Images, batch_size: int | None = None, device: str = "cpu"
 ) -> Evaluation:
     """Classify `images` and return the accuracy with interval, n and the predictions; device: the model's.
 
-    `batch_size` None: 16 on a CPU, 250 elsewhere. Larger batches cost a CPU time, because the system hands
-    out and takes back their memory at every layer. The model is put into eval mode for the measurement and
-    back afterwards. Introduced in notebook 01.
+    `batch_size` None: see `usual_batch`. The model is put into eval mode for the measurement and back
+    afterwards. Introduced in notebook 01.
     """
     if not len(images):
         raise ConfigError("There are no images to classify; take at least one.")
     was_training = model.training
     model.eval()
-    if batch_size is None:
-        batch_size = 16 if torch.device(device).type == "cpu" else 250
+    batch_size = batch_size or usual_batch(device)
     steps = progress(
         data.batches(images, batch_size, device), "evaluate", -(-len(images) // batch_size), "batch"
     )

@@ -1,5 +1,7 @@
 """Looked-up weights against torch's own indexing and its gradients; training moves shared values only."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -143,8 +145,8 @@ def test_the_price_of_a_size_gives_that_size():
     with torch.no_grad():
         for weight in weights_of(model).values():
             weight.normal_()
-    importances = {"0": 1.0, "1": 20.0}
-    for megabytes in (0.004, 0.012):
+    for unit, megabytes in product((1.0, 1e-12), (0.004, 0.012)):  # an importance may have any unit
+        importances = {"0": unit, "1": 20 * unit}
         shared = share_network(model, importances, price_of_size(model, importances, megabytes))
         bits = sum(entropy_bits(torch.bincount(found.index.flatten()).numpy()) for found in shared.values())
         assert bits / 8e6 == pytest.approx(megabytes, rel=0.04)

@@ -1,6 +1,7 @@
 """Titles that state a finding, on made-up tables: a flipped sign or a swapped column would say otherwise."""
 
 import pandas as pd
+import pytest
 
 from quantlib.study import results
 from quantlib.study.figures import nb02, nb04, nb05, nb06, nb15
@@ -53,10 +54,11 @@ def test_06_counts_a_cost_as_positive():
     assert found == "Before the ReLU costs 6.0 dB after a convolution, 2.0 dB after an add"
 
 
-def test_15_gives_the_gain_of_the_taught():
-    table = []
+@pytest.mark.parametrize("gain, found", [(0.6, "adds 0.60 points (gain +0.10 to +1.10)"),
+                                         (-0.28, "costs 0.28 points (gain -0.78 to +0.22)")])  # fmt: skip
+def test_15_gives_the_gain_of_the_taught(gain, found):
+    table = rows({"distilled": gain}, "gain")
     for seed, (alone, taught) in enumerate(((90.0, 90.5), (91.0, 91.7))):
         about = {"parameters": 1, "seed": seed}
         table += [{**row, **about} for row in rows({"alone": alone, "distilled": taught}, "accuracy")]
-    found = title(nb15.float_students(pd.DataFrame(table)))
-    assert found == "The teacher adds +0.60 points (seeds +0.50 to +0.70)"
+    assert title(nb15.float_students(pd.DataFrame(table))) == f"The teacher {found}"

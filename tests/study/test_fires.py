@@ -6,7 +6,7 @@ from torch import fx, nn
 
 from quantlib.compression.costs import macs
 from quantlib.errors import ConfigError
-from quantlib.study.fires import VARIANTS, train_variant, trained, variant
+from quantlib.study.fires import VARIANTS, train_variant, train_variants, trained, variant
 from quantlib.subject import data
 from quantlib.subject.models import FIRES
 from quantlib.subject.recipe import Recipe
@@ -43,6 +43,21 @@ def test_every_variant_can_be_traced(name):
 def test_an_unknown_variant():
     with pytest.raises(ConfigError, match="plain"):
         variant("plane")
+
+
+def test_variants_side_by_side_are_those_trained_alone(tmp_path, capsys):
+    images = data.load("calibration").take(32)
+    recipe = Recipe(name="tiny", model="squeezenet", stages=((1, 8),), batch_size=16, learning_rate=0.01)
+    names = ["squeezenet", "with_squeeze"]
+    found = train_variants(names, recipe, images, images, tmp_path / "several", workers=2)
+    assert list(found) == names and {each.step for each in found.values()} == {2}
+    assert capsys.readouterr().out.count("trained in") == 2
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = train_variant("squeezenet", recipe, images, images, tmp_path / "alone")
+    torch.set_num_threads(threads)
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.allclose(trained(found["squeezenet"])(x), trained(alone)(x), atol=1e-5)
 
 
 def test_a_finished_run_is_only_loaded(tmp_path, capsys):

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import signal
 import socket
@@ -140,6 +141,19 @@ def test_dask_is_optional(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(StudyError, match=r"pip install -e '\.\[cluster\]'"):
         sweep(SETTINGS, Counted(), Journal(tmp_path / "sweep.jsonl"), scheduler="tcp://127.0.0.1:1")
+
+
+def test_rows_are_made_once_and_are_the_same_after_a_restart(tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return [{"value": 0.1, "low": math.nan, "pair": (1, 2)}]
+
+    (first,) = Journal(tmp_path / "rows.jsonl").once({"ratio": 10}, make)
+    (again,) = Journal(tmp_path / "rows.jsonl").once({"ratio": 10}, make)
+    assert len(made) == 1 and repr(first) == repr(again) and first["pair"] == [1, 2]
+    assert Journal(tmp_path / "rows.jsonl").once({"ratio": 20}, list) == []
 
 
 def environment():

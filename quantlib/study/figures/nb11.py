@@ -28,11 +28,13 @@ def may_go(curve: pd.DataFrame, method: str) -> str:
 def accuracy_over_sparsity(curve: pd.DataFrame) -> Figure:
     """Points lost over the share of weights dropped, by what is done about it."""
     rows = curve[curve["metric"] == "drop"]
+    long = "retrained_long" in set(rows["method"])
     made, ax = plots.canvas(
         f"At most {GIVEN_UP:g} point lost: {may_go(rows, 'global')} of the weights without repair,\n"
         f"{may_go(rows, 'recalibrated')} with new batch-norm statistics, "
         f"{may_go(rows, 'blocks')} by LAMP after blocks have learned,\n"
-        f"{may_go(rows, 'retrained')} after retraining",
+        f"{may_go(rows, 'retrained')} after one epoch"
+        + (f", {may_go(rows, 'retrained_long')} by LAMP after a long retraining" if long else ""),
         "weights dropped (%)", "points lost against FP32", figsize=(6.5, 4.6),
     )  # fmt: skip
     table = rows.assign(percent=100 * rows["sparsity"])

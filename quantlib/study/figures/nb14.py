@@ -37,8 +37,9 @@ def drop_over_ratio(frontier: pd.DataFrame) -> Figure:
     )  # fmt: skip
     ax.set_xscale("log")
     ends = {}
-    for method in rows["method"].drop_duplicates():
-        part = rows[rows["method"] == method].sort_values("ratio")
+    retrained = rows["start"].where(rows["method"] == "price_pruned", "")  # each network a line of its own
+    for (method, _), part in rows.groupby(["method", retrained], sort=False):
+        part = part.sort_values("ratio")
         last = plots.line_with_bars(ax, part["ratio"], part, plots.look(str(method)), linewidth=1.2)
         ends[str(method)] = (float(part["ratio"].iloc[-1]), last)
     _finish(ax, rows, ends)
@@ -62,7 +63,8 @@ def _finish(ax: Axes, rows: pd.DataFrame, ends: dict[str, tuple[float, float]]) 
     low, high = float(rows["low"].min()), float(rows["high"].max())
     ax.set_ylim(min(-1.0, 1.15 * low), max(2.0, 1.8 * high))
     ax.set_xlim(0.8 * min(10.0, rows["ratio"].min()), 2.2 * max(20.0, rows["ratio"].max()))
-    ticks = [ratio for ratio in (5, 10, 20, 35, 50, 80, 150) if ax.get_xlim()[0] < ratio < ax.get_xlim()[1]]
+    least, most = ax.get_xlim()
+    ticks = [ratio for ratio in (2, 5, 10, 20, 35, 50, 80, 150) if least < ratio < most]
     ax.set_xticks(ticks, [str(ratio) for ratio in ticks])
     ax.minorticks_off()
     ax.invert_yaxis()

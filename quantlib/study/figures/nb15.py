@@ -38,14 +38,18 @@ def float_students(students: pd.DataFrame) -> Figure:
     """Accuracy of float32 students of equal epochs, alone and with a teacher."""
     table = students[students["metric"] == "accuracy"].assign(arm=lambda rows: rows["method"])
     names = list(table["arm"].drop_duplicates())
-    wide = table.pivot_table(index="seed", columns="arm", values="value")
-    gains = (wide["distilled"] - wide["alone"]).dropna()
+    gain = students[(students["metric"] == "gain") & (students["method"] == "distilled")].iloc[0]
     made, ax = plots.canvas(
-        f"The teacher adds {gains.mean():+.2f} points (seeds {gains.min():+.2f} to {gains.max():+.2f})",
+        f"The teacher {'adds' if gain['value'] > 0 else 'costs'} {abs(gain['value']):.2f} points "
+        f"(gain {gain['low']:+.2f} to {gain['high']:+.2f})",
         "accuracy of the ResNet-20 (%)", figsize=(6.5, 1.2 + 0.42 * len(names)),
     )  # fmt: skip
     _accuracies(ax, table, names)
-    plots.caption(made, _note(table))
+    plots.caption(
+        made,
+        f"{_note(table)}.\nThe number is the mean of the seeds. An arm of one seed has the first: compare it "
+        "with the uppermost marker of the others.",
+    )
     return made
 
 

@@ -37,7 +37,8 @@ def accuracy_by_parameters(accuracy: pd.DataFrame) -> Figure:
     lost = table.loc["plain", "value"] - table.loc["squeezenet", "value"]
     fewer = table.loc["plain", "parameters"] / table.loc["squeezenet", "parameters"]
     made, ax = plots.canvas(
-        f"Trained alike, SqueezeNet loses {lost:.1f} points with {fewer:.1f} times fewer parameters",
+        f"Trained alike, SqueezeNet {'loses' if lost > 0 else 'gains'} {abs(lost):.1f} points "
+        f"with {fewer:.1f} times fewer parameters",
         "parameters (millions)", "accuracy (%)",
     )  # fmt: skip
     ends, seen = {}, list[float]()

@@ -26,8 +26,8 @@ FAMILY = {
 NAMES = {
     "fp32": "ResNet-50", "bf16": "bf16", "w8a8": "W8A8", "w4a8": "W4A8", "w4a4_rescued": "W4A4, rescued",
     "lowrank": "low rank", "lowrank_w8a8": "low rank W8A8", "resnet20": "ResNet-20",
-    "resnet20_w8a8": "ResNet-20 W8A8", "resnet20_w4a8": "ResNet-20 W4A8", "student": "distilled",
-    "student_w8a8": "distilled W8A8", "squeezenet": "SqueezeNet", "squeezenet_w8a8": "SqueezeNet W8A8",
+    "resnet20_w8a8": "ResNet-20 W8A8", "resnet20_w4a8": "ResNet-20 W4A8",
+    "squeezenet": "SqueezeNet", "squeezenet_w8a8": "SqueezeNet W8A8",
     "squeezenet_deep": "SqueezeNet, coded", "deep50": "coded, 50x", "deep80": "coded, 80x",
     "torch_ao": "torch.ao", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO",
 }  # fmt: skip
