@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlib.compression.pieces import pieces
-from quantlib.compression.pruning import Masks, apply_masks, mask_gradients, recalibrate
+from quantlib.compression.pruning import BATCH_NORMS, Masks, apply_masks, mask_gradients, recalibrate
 from quantlib.errors import ConfigError
 from quantlib.progress import progress
 from quantlib.quantization.reconstruction.passes import (
@@ -36,12 +36,16 @@ class Lesson:
     rate: by which share of its usual size (the root mean square of its tensor, without zeros) a weight may
     move in the first step; it falls to 0 with a cosine. One rate for all would be noise for layers with
     many inputs, whose weights are small, and too little for the others.
+    norms: batch norms follow the statistics of what enters them. A network that was cut needs that. One that
+    is near the whole one already is better off without: these images are not augmented, those that the
+    statistics are of were, and the difference alone can be twenty times the error that there was.
     """
 
     iterations: int = 300
     batch_size: int = 64
     rate: float = 0.03
     seed: int = 0
+    norms: bool = True
 
     def __post_init__(self) -> None:
         if self.iterations < 1 or self.batch_size < 2 or self.rate <= 0:
@@ -73,10 +77,11 @@ def teach_blocks(
     for every pixel of every channel, which is why some hundred steps go far. No label is used; what enters
     and leaves a piece is kept in half precision. images: (n, 3, side, side), float32, normalized, on the
     device of both networks; masks: weights that stay zero; told: called with each report as it comes.
-    Statistics of batch norms are measured anew at the end of each piece; one that would end worse than it
-    began stays as it was. Raises ConfigError without images, or for networks that do not fall into the same
-    pieces, NonFiniteError where an output is not finite. Sources: Li et al. 2021 (BRECQ), which does it for
-    rounding; Frantar and Alistarh 2022, for pruned layers. Introduced in notebook 11.
+    Statistics of batch norms are measured anew at the end of each piece, unless the lesson leaves them; a
+    piece that would end worse than it began stays as it was. Raises ConfigError without images, or for
+    networks that do not fall into the same pieces, NonFiniteError where an output is not finite. Sources: Li
+    et al. 2021 (BRECQ), which does it for rounding; Frantar and Alistarh 2022, for pruned layers. Introduced
+    in notebook 11.
     """
     lesson = lesson or Lesson()
     if not len(images):
@@ -107,7 +112,8 @@ def _taught(
     signal = power_of(wanted) or 1.0
     before = noise_of(piece, low, wanted) / signal
     _learn(piece, low, wanted, signal / wanted.numel(), masks, lesson, rng)
-    _measure_norms(piece, low)
+    if lesson.norms:
+        _measure_norms(piece, low)
     after = noise_of(piece, low, wanted) / signal
     if not after < before:
         piece.load_state_dict(start)
@@ -129,6 +135,9 @@ def _learn(
         optimizer, lambda step: (1 + math.cos(math.pi * step / lesson.iterations)) / 2
     )
     piece.train()
+    for part in piece.modules():
+        if isinstance(part, BATCH_NORMS) and not lesson.norms:
+            part.eval()
     for _ in range(lesson.iterations):
         chosen = torch.from_numpy(np.sort(rng.permutation(len(low))[: lesson.batch_size])).to(low.device)
         with torch.autocast(kind, torch.bfloat16, enabled=bfloat16_is_fast(kind)):

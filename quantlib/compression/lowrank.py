@@ -148,7 +148,8 @@ def aware_factors(
 
     Method "channel" is its exact minimum: the outputs W u projected on their principal directions. The others
     factorize W x_in C^(1/2), C the inputs' (in, in) moment, undo the root in the first factor, and fit the
-    last factor by least squares. Exact at full rank. Source: Zhang et al. 2016 (channel). Notebook 17.
+    last factor by least squares. All factors have about one size, or gradient descent would move the product
+    by the largest of them. Exact at full rank. Source: Zhang et al. 2016 (channel). Notebook 17.
     """
     scale = torch.ones_like(weight[:, :1, :1, :1])
     if influence is not None:  # a channel that nothing depends on still gets a little
@@ -156,12 +157,24 @@ def aware_factors(
     seen = weight * scale
     if method == "channel":
         first, last = _principal(seen, int(rank), moment)  # type: ignore[arg-type]
-        return [first, last / scale]
+        return of_one_size([first, last / scale])
     root, inverse = _roots(_channel_moment(moment, weight.shape[1]))
     parts = METHODS[method](torch.einsum("oikl,ij->ojkl", seen, root), rank)
     parts[0] = torch.einsum("rikl,ij->rjkl", parts[0], inverse).contiguous()
     parts[-1] = parts[-1] / scale
-    return refitted(parts, weight, moment)
+    return of_one_size(refitted(parts, weight, moment))
+
+
+def of_one_size(factors: Sequence[Tensor]) -> list[Tensor]:
+    """The same product from factors whose norms differ by less than a factor of three.
+
+    Each is multiplied by a power of two, and all of these by each other give 1: nothing is rounded.
+    Introduced in notebook 17.
+    """
+    sizes = torch.stack([factor.norm().clamp(min=1e-30).log2() for factor in factors])
+    steps = (sizes.mean() - sizes).round()
+    steps[-1] = -steps[:-1].sum()
+    return [factor * 2.0 ** float(step) for factor, step in zip(factors, steps, strict=True)]
 
 
 def output_error(change: Tensor, moment: Tensor, influence: Tensor | None = None) -> float:

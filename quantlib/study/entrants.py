@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlib.compression.archive import decompress
-from quantlib.compression.compressed import compressed_files
 from quantlib.compression.lowrank_file import load_factorized
-from quantlib.errors import CheckpointError
 from quantlib.quantization.graph import fuse
 from quantlib.quantization.integer_engine import Engine
 from quantlib.quantization.integer_graph import Integer
@@ -49,10 +47,12 @@ class Answering(nn.Module):
 class Shelf:
     """What the entrants are made of: trained networks by name, calibration images, a folder for files.
 
-    `load` gets a checkpoint's name and how to load it, as `Session.model`. Introduced in notebook 19.
+    `load` gets a checkpoint's name and how to load it, as `Session.model`; `file` the name of another file of
+    checkpoints/, as `Session.file`. Introduced in notebook 19.
     """
 
     load: Callable[[str, Callable[[str], nn.Module]], nn.Module]
+    file: Callable[[str], Path]
     images: Images
     folder: Path
     _contests: dict[str, Contest] = field(default_factory=dict)
@@ -92,23 +92,23 @@ class Shelf:
 
     def shipped(self, name: str) -> Entry:
         """A low-bit file that a full run of notebook 10 has put into checkpoints/."""
-        path = checkpoints.ROOT / f"{name}.safetensors"
-        if not path.exists():
-            raise CheckpointError(f"checkpoints/{path.name} is not recorded yet")
-        return self.packed(path)
+        return self.packed(self.file(f"{name}.safetensors"))
 
     def archive(self, name: str) -> Entry:
         """A compressed file of notebook 14 or 16; it decodes to float32, batch norm folded."""
-        entry = compressed_files().get(name)
-        if entry is None:
-            raise CheckpointError(f"checkpoints/{name}.qldc is not recorded yet")
-        network = fuse(decompress(checkpoints.ROOT / entry["file"]))
-        return Entry(network.to(memory_format=torch.channels_last), int(entry["bytes"]))  # type: ignore[call-overload]
+        path = self.file(f"{name}.qldc")
+        network = fuse(decompress(path))
+        return Entry(network.to(memory_format=torch.channels_last), path.stat().st_size)  # type: ignore[call-overload]
 
     def rival(self, name: str, width: int = 1) -> Entry:
-        """One of RIVALS, made of the ResNet-50; `width`: bytes that it stores a weight in, 1 for int8."""
+        """One of RIVALS, made of the ResNet-50; `width`: bytes that it stores a weight in, 1 for int8.
+
+        An int8 channel has a scale and a bias of four bytes each besides.
+        """
         contest = self.contest("resnet50")
-        return Entry(Answering(RIVALS[name](contest)), width * _parameters(contest.model))
+        layers = (layer for layer in contest.model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear)))
+        channels = sum(len(layer.weight) for layer in layers) if width == 1 else 0
+        return Entry(Answering(RIVALS[name](contest)), width * _parameters(contest.model) + 8 * channels)
 
 
 Make = Callable[[Shelf], Entry]

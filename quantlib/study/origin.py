@@ -6,6 +6,7 @@ from typing import Any
 
 from quantlib.errors import StudyError
 from quantlib.study.manifest import find_root
+from quantlib.subject import checkpoints
 from quantlib.subject.checkpoints import checkpoint_index, find_entry
 
 
@@ -15,8 +16,8 @@ def changed_since(
     """Names of the checkpoints that a recorded experiment read and that have other weights now, or none.
 
     Compares the sha256 in results/<experiment>.json with checkpoints/index.json (`index`: it, where the
-    caller has read it). An experiment that is not recorded has none. Raises StudyError when the JSON is
-    damaged. Introduced in notebook 19.
+    caller has read it); that of a file which is no trained network with the file itself. An experiment
+    that is not recorded has none. Raises StudyError when the JSON is damaged. Introduced in notebook 19.
     """
     path = (root or find_root()) / "results" / f"{experiment}.json"
     if not path.is_file():
@@ -26,9 +27,15 @@ def changed_since(
     except json.JSONDecodeError as error:
         raise StudyError(f"results/{path.name} is damaged ({error}); restore it from git.") from error
     now = checkpoint_index() if index is None else index
-    return tuple(
-        name for name, digest in read.items() if (find_entry(now, name) or {}).get("sha256") != digest
-    )
+    return tuple(name for name, digest in read.items() if _digest(name, now) != digest)
+
+
+def _digest(name: str, index: dict[str, Any]) -> str | None:
+    """The sha256 of what checkpoints/ holds under that name now; None where it holds nothing."""
+    if entry := find_entry(index, name):
+        return str(entry["sha256"])
+    path = checkpoints.ROOT / name
+    return checkpoints.sha256(path) if path.is_file() else None
 
 
 def outdated(root: Path | None = None) -> dict[str, tuple[str, ...]]:

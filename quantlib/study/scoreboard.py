@@ -70,12 +70,14 @@ def front(board: pd.DataFrame, cost: str, gain: str = "accuracy", cheap: str = "
     return sorted(kept, key=lambda name: points[name])
 
 
-def best_within(board: pd.DataFrame, metric: str, low: float, high: float) -> str | None:
-    """The most accurate network whose `metric` lies in [low, high], the smaller file among equals."""
+def best_within(
+    board: pd.DataFrame, metric: str, low: float, high: float, by: str = "accuracy"
+) -> str | None:
+    """The network best in column `by` whose `metric` lies in [low, high], the smaller file among equals."""
     inside = board[board[metric].between(low, high)]
     if inside.empty:
         return None
-    return str(inside.sort_values(["accuracy", "megabytes"], ascending=[False, True]).index[0])
+    return str(inside.sort_values([by, "megabytes"], ascending=[False, True]).index[0])
 
 
 def predictions_made(root: Path | None = None) -> pd.DataFrame:

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,6 +110,12 @@ class Session(Judging):
             print(f"checkpoints/{name} is not recorded yet.")
             return None
         return self.model(name, load)
+
+    def file(self, name: str) -> Path:
+        """A compressed or packed file of checkpoints/, which joins the provenance."""
+        path = checkpoints.shipped_file(name)
+        self._checkpoints[name] = checkpoints.sha256(path)
+        return path
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:

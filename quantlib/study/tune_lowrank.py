@@ -71,8 +71,8 @@ def started(recipe: Recipe, options: argparse.Namespace) -> tuple[nn.Module, dic
     network.load_state_dict(kept["state"])
     if options.repair:
         shown = every.sample(REPAIR_IMAGES, seed=recipe.seed)
-        lesson, path = Lesson(options.repair, seed=recipe.seed), folder / "repaired.pt"
-        repaired(network, model, shown, lesson, path, made, device=options.device)
+        lesson = Lesson(options.repair, rate=0.01, seed=recipe.seed, norms=False)
+        repaired(network, model, shown, lesson, folder / "repaired.pt", made, device=options.device)
     return network, plans
 
 

@@ -42,6 +42,14 @@ def checkpoint_index(root: Path | None = None, file: str = INDEX) -> dict[str, A
         ) from error
 
 
+def shipped_file(name: str) -> Path:
+    """A file of checkpoints/ that is no trained network of the index; CheckpointError where there is none."""
+    path = ROOT / name
+    if not path.is_file():
+        raise CheckpointError(f"checkpoints/{name} is not recorded yet.")
+    return path
+
+
 def sha256(path: Path) -> str:
     """Return the sha256 of a file as hexadecimal digits."""
     with path.open("rb") as file:

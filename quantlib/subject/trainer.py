@@ -143,8 +143,9 @@ class Trainer:
             number: signal.signal(number, self.request_stop) for number in (signal.SIGINT, signal.SIGTERM)
         }
         try:
-            if self.rank == 0 and self.step == 0 and self.recipe.start:
+            if self.rank == 0 and self.step == 0 and self.best < 0 and self.recipe.start:
                 self.judge(epoch=0, loss=math.nan)
+                save_state(self)
             while self.step < self.total_steps:
                 epoch = self.step // self.steps_per_epoch
                 loss = self.train_epoch()

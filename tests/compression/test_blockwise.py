@@ -86,6 +86,18 @@ def test_statistics_are_those_of_what_enters_the_piece(images):
     assert torch.allclose(norm.running_var, y.var((0, 2, 3)), rtol=1e-3)
 
 
+def test_a_lesson_may_leave_the_norms_alone(images):
+    """A network near the whole one starts from where it is, not from norms of other images."""
+    teacher = load_checkpoint("resnet20").eval()
+    student, before = copy.deepcopy(teacher), copy.deepcopy(teacher.state_dict())
+    with torch.no_grad():
+        student.fc.weight.mul_(1.1)
+    reports = teach_blocks(student, teacher, images, lesson_of(iterations=20, norms=False))
+    state = student.state_dict()
+    assert all(torch.equal(state[name], before[name]) for name in before if "running" in name)
+    assert reports[-1].error_after < reports[-1].error_before
+
+
 def test_the_same_seed_gives_the_same_network(images):
     teacher, found = load_checkpoint("resnet20"), []
     for seed in (0, 0, 1):

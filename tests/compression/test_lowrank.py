@@ -1,5 +1,7 @@
 """Low-rank factors against Eckart and Young, full-rank identity, and products computed by numpy."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from quantlib.compression.lowrank import (
     METHODS,
     aware_factors,
     composed,
+    of_one_size,
     output_error,
     rank_by_energy,
     truncated_svd,
@@ -212,6 +215,28 @@ def test_weighted_channel_factors_are_eckart_and_young_in_the_weighted_norm():
     root = np.linalg.cholesky(moment.double().numpy() + 1e-9 * np.eye(54))
     weighted = np.sqrt(influence.numpy())[:, None] * layer.weight.detach().flatten(1).numpy() @ root
     assert error == pytest.approx((np.linalg.svd(weighted, compute_uv=False)[3:] ** 2).sum(), rel=1e-3)
+
+
+@pytest.mark.parametrize("method, rank", [("channel", 3), ("spatial", 5), ("tucker2", (4, 3))])
+def test_factors_have_one_size(method, rank):
+    layer = conv()
+    moment, influence = seen_by(layer)[1], 1e-6 * (torch.rand(8) + 0.1)  # as small as real ones
+    parts = aware_factors(layer.weight.detach(), method, rank, moment, influence)
+    sizes = [float(part.norm()) for part in parts]
+    assert max(sizes) < 3 * min(sizes)
+
+
+@given(st.lists(st.floats(-20, 20), min_size=2, max_size=3), st.integers(0, 9))
+def test_factors_of_one_size_have_the_same_product_to_the_last_bit(powers, seed):
+    torch.manual_seed(seed)
+    factors = [10**power * torch.randn(3, 3, 1, 1) for power in powers]
+    made = of_one_size(factors)
+    whole = math.prod(float(part.flatten()[0]) for part in factors)
+    assert math.prod(float(part.flatten()[0]) for part in made) == pytest.approx(whole, rel=1e-12)
+    ratios = [(one / other).flatten() for one, other in zip(made, factors, strict=True)]
+    assert all(bool((ratio == ratio[0]).all()) and math.log2(ratio[0]).is_integer() for ratio in ratios)
+    sizes = [float(part.norm()) for part in made]
+    assert max(sizes) < 3 * min(sizes)
 
 
 @pytest.mark.parametrize("method, rank", [("spatial", 5), ("tucker2", (4, 3))])

@@ -7,12 +7,13 @@ from quantlib.errors import ConfigError
 from quantlib.study.entrants import ENTRANTS, Answering, Shelf, line_up
 from quantlib.study.figures import nb19
 from quantlib.subject import data
+from quantlib.subject.checkpoints import shipped_file
 
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory):
     images = data.load("calibration").take(16)
-    return Shelf(lambda name, load: load(name), images, tmp_path_factory.mktemp("shelf"))
+    return Shelf(lambda name, load: load(name), shipped_file, images, tmp_path_factory.mktemp("shelf"))
 
 
 def test_every_family_has_a_look():

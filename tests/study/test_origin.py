@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from quantlib.errors import StudyError
+from quantlib.errors import CheckpointError, StudyError
 from quantlib.study import origin, readme, results, session
 from quantlib.subject import checkpoints
 
@@ -31,6 +31,19 @@ def test_what_was_measured_on_other_weights_is_found(two_results):
     assert origin.changed_since("03_nothing") == ()
     (two_results / "checkpoints" / "index.json").unlink()
     assert set(origin.outdated()) == {"01_things", "02_things"}
+
+
+def test_a_file_that_is_no_network_is_known_by_itself(two_results):
+    kept = two_results / "checkpoints" / "small.qldc"
+    kept.write_bytes(b"one")
+    run = session.start("01")
+    assert run.file("small.qldc") == kept
+    results.record("01_things", [results.row("fp32", "accuracy", 95.0)], run.provenance(), "full")
+    assert origin.changed_since("01_things") == ()
+    kept.write_bytes(b"other")
+    assert origin.changed_since("01_things") == ("small.qldc",)
+    with pytest.raises(CheckpointError, match="checkpoints/large.qldc is not recorded yet"):
+        run.file("large.qldc")
 
 
 def test_a_damaged_origin_is_named(two_results):

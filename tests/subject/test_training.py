@@ -17,6 +17,7 @@ from quantlib.subject import trainer as trainer_module
 from quantlib.subject.hooks import Hooks
 from quantlib.subject.models import build
 from quantlib.subject.recipe import Recipe, load_recipe, trained_by
+from quantlib.subject.state import save_state
 from quantlib.subject.trainer import Trainer
 from quantlib.subject.training import main
 
@@ -78,6 +79,20 @@ def test_a_start_that_training_only_harms_is_kept(tmp_path: Path) -> None:
     assert not torch.equal(best["fc.weight"], run.average.model.fc.weight)
     rows = [line.split(",") for line in (tmp_path / "log.csv").read_text().splitlines()]
     assert [row[1] for row in rows] == ["epoch", "0", "1"] and float(rows[1][5]) == run.best
+
+
+def test_the_start_is_judged_once_and_can_be_published_as_it_is(tmp_path: Path) -> None:
+    recipe = replace(TINY, start="resnet20", stages=((1, 32),))
+    start = trainer(tmp_path, recipe)
+    start.request_stop()
+    with pytest.raises(KeyboardInterrupt):
+        start.run()
+    assert (tmp_path / "state.pt").exists() and start.best > 80
+    start.step = 0
+    save_state(start)  # as it is when the first epoch has not begun
+    trainer(tmp_path, recipe).run()
+    rows = [line.split(",")[1] for line in (tmp_path / "log.csv").read_text().splitlines()]
+    assert rows == ["epoch", "0", "1"]
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:

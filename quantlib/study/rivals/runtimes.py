@@ -68,7 +68,8 @@ class OnnxRuntimeInt8(OnnxRuntime):
         import onnx
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-        shown = iter([{IMAGES: x.contiguous().numpy()}])
+        # In parts: the calibrator keeps every tensor of a batch. Its ranges are over all of them.
+        shown = iter([{IMAGES: part.contiguous().numpy()} for part in x.split(32)])
         reader = type("Reader", (CalibrationDataReader,), {"get_next": lambda self: next(shown, None)})()
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), _quiet_log():
             warnings.simplefilter("ignore")
