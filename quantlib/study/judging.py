@@ -13,6 +13,8 @@ from quantlib.study.manifest import Course
 
 VERDICTS = ("holds", "holds with limits", "fails")
 """What can become of a claim."""
+FEW = 1000
+"""Images; a goal is not judged by fewer."""
 
 
 class Judging:
@@ -40,6 +42,12 @@ class Judging:
         if not bool(truth):
             raise AssertionError(f"not so: {sentence}")
         print(f"checked: {sentence}")
+
+    def goal(self, reached: object, n: float) -> str:
+        """What became of a goal, in words; fewer than FEW images judge none."""
+        if n < FEW:
+            return f"not judged by {int(n):,} images"
+        return "met" if reached else "missed"
 
     def claim(self, identity: str, verdict: str, evidence: str) -> None:
         """Record what became of one of the field's claims; `verdict` is one of VERDICTS."""

@@ -139,6 +139,12 @@ def test_scores_and_claims(small_course, measured, capsys):
         run.check("two is three", 2 == 3)
 
 
+def test_a_goal_is_judged_by_many_images_only(small_course):
+    run = study.start("02")
+    assert [run.goal(0.2 <= 0.3, n) for n in (48, 10000)] == ["not judged by 48 images", "met"]
+    assert run.goal(0.4 <= 0.3, 1000.0) == "missed"
+
+
 def test_a_claim_that_an_earlier_run_settled_stays_until_it_is_settled_anew(small_course, measured):
     path = small_course / "build/results/quick/claims_01.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
