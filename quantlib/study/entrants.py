@@ -103,12 +103,13 @@ class Shelf:
     def rival(self, name: str, width: int = 1) -> Entry:
         """One of RIVALS, made of the ResNet-50; `width`: bytes that it stores a weight in, 1 for int8.
 
-        An int8 channel has a scale and a bias of four bytes each besides.
+        Batch norm is folded; a channel has a bias, and in int8 a scale, of four bytes each.
         """
         contest = self.contest("resnet50")
-        layers = (layer for layer in contest.model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear)))
-        channels = sum(len(layer.weight) for layer in layers) if width == 1 else 0
-        return Entry(Answering(RIVALS[name](contest)), width * _parameters(contest.model) + 8 * channels)
+        layers = [part for part in contest.model.modules() if isinstance(part, (nn.Conv2d, nn.Linear))]
+        weights = sum(part.weight.numel() for part in layers)
+        channels = sum(len(part.weight) for part in layers)
+        return Entry(Answering(RIVALS[name](contest)), width * weights + (8 if width == 1 else 4) * channels)
 
 
 Make = Callable[[Shelf], Entry]

@@ -45,11 +45,12 @@ class Journal:
         """The journal of a notebook's sweep; models, images, versions and code are its context.
 
         A full sweep takes hours, perhaps on more than one machine: its journal lies in results/unfinished,
-        where git takes it along. Others are in build/sweeps.
+        where git takes it along. Others, and those of a run with changed parameters, are in build/sweeps.
         """
         origin = run.provenance()
         fixed = {key: origin[key] for key in ("checkpoints", "data", "versions")}
-        kept = "results/unfinished" if run.profile == "full" else f"build/sweeps/{run.profile}"
+        official = run.profile == "full" and not os.environ.get("QUANTLIB_RESULTS")
+        kept = "results/unfinished" if official else f"build/sweeps/{run.profile}"
         path = run.course.root / kept / f"{run.number}_{name}.jsonl"
         return cls(path, {**fixed, "code": code_digest(), **context})
 

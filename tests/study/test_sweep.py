@@ -68,6 +68,14 @@ def test_the_journal_of_a_full_sweep_lies_where_git_takes_it_along(small_course)
     assert places["full"] == "results/unfinished/02_sweep.jsonl"
 
 
+def test_a_full_run_with_changed_parameters_leaves_the_journal_of_the_official_one_alone(
+    small_course, monkeypatch
+):
+    monkeypatch.setenv("QUANTLIB_RESULTS", "build/results/full-changed")
+    journal = Journal.of(session.start("02", profile="full"), "sweep")
+    assert str(journal.path.relative_to(small_course)) == "build/sweeps/full/02_sweep.jsonl"
+
+
 @pytest.mark.parametrize("cut", [1, 2, 25, 10_000])
 def test_a_line_cut_off_by_a_kill_is_done_again_and_spoils_no_other(tmp_path, cut):
     journal = Journal(tmp_path / "sweep.jsonl")

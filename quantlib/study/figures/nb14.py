@@ -12,6 +12,8 @@ from quantlib.study.palette import BLUE
 PAPER = {"AlexNet's convolutions": 10.95, "VGG-16's": 13.7}
 """Times smaller in the paper, convolutions alone (from its tables 4 and 5)."""
 
+LEFT = {"resnet50_pruned90": "a tenth left", "resnet50_pruned95": "a twentieth left"}
+"""What was left of the networks that were pruned and retrained."""
 PARTS = {"symbols": "which value", "places": "where"}
 """What the two largest parts of a file say."""
 
@@ -42,6 +44,12 @@ def drop_over_ratio(frontier: pd.DataFrame) -> Figure:
         part = part.sort_values("ratio")
         last = plots.line_with_bars(ax, part["ratio"], part, plots.look(str(method)), linewidth=1.2)
         ends[str(method)] = (float(part["ratio"].iloc[-1]), last)
+        if method == "price_pruned":
+            first = part.iloc[0]
+            ax.annotate(
+                LEFT.get(first["start"], first["start"]), (first["ratio"], first["value"]), xytext=(0, 8),
+                textcoords="offset points", ha="right", fontsize=7.5, color=plots.colour("price_pruned"),
+            )  # fmt: skip
     _finish(ax, rows, ends)
     n = int(rows["n"].iloc[0])
     plots.caption(
