@@ -171,7 +171,7 @@ def of_one_size(factors: Sequence[Tensor]) -> list[Tensor]:
     Each is multiplied by a power of two, and all of these by each other give 1: nothing is rounded.
     Introduced in notebook 17.
     """
-    sizes = torch.stack([factor.norm().clamp(min=1e-30).log2() for factor in factors])
+    sizes = torch.stack([factor.double().norm().clamp(min=1e-30).log2() for factor in factors])
     steps = (sizes.mean() - sizes).round()
     steps[-1] = -steps[:-1].sum()
     return [factor * 2.0 ** float(step) for factor, step in zip(factors, steps, strict=True)]

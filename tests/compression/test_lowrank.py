@@ -226,7 +226,8 @@ def test_factors_have_one_size(method, rank):
     assert max(sizes) < 3 * min(sizes)
 
 
-@given(st.lists(st.floats(-20, 20), min_size=2, max_size=3), st.integers(0, 9))
+@settings(deadline=None)
+@given(st.lists(st.floats(-15, 15), min_size=2, max_size=3), st.integers(0, 9))
 def test_factors_of_one_size_have_the_same_product_to_the_last_bit(powers, seed):
     torch.manual_seed(seed)
     factors = [10**power * torch.randn(3, 3, 1, 1) for power in powers]

@@ -36,7 +36,7 @@ def test_every_entrant_has_a_name_and_a_face():
 def test_no_two_names_overlap(drawing):
     random = np.random.default_rng(0)
     with plots.style():
-        made = drawing(board(np.r_[random.normal(94.9, 0.1, 12), random.normal(92, 0.5, 8)]))
+        made = drawing(board(np.r_[random.normal(94.9, 0.1, len(ENTRANTS) - 8), random.normal(92, 0.5, 8)]))
         made.draw_without_rendering()
         boxes = [text.get_window_extent().padded(-2) for text in made.axes[0].texts]
     assert len(boxes) == len(ENTRANTS)
