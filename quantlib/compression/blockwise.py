@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from quantlib.compression.pieces import pieces
-from quantlib.compression.pruning import BATCH_NORMS, Masks, apply_masks, mask_gradients, recalibrate
+from quantlib.compression.pruning import Masks, apply_masks, mask_gradients, recalibrate
 from quantlib.errors import ConfigError
 from quantlib.progress import progress
+from quantlib.quantization.graph import BATCH_NORMS
 from quantlib.quantization.reconstruction.passes import (
     as_images,
     loaded,
@@ -135,9 +136,10 @@ def _learn(
         optimizer, lambda step: (1 + math.cos(math.pi * step / lesson.iterations)) / 2
     )
     piece.train()
-    for part in piece.modules():
-        if isinstance(part, BATCH_NORMS) and not lesson.norms:
-            part.eval()
+    if not lesson.norms:
+        for part in piece.modules():
+            if isinstance(part, BATCH_NORMS):
+                part.eval()
     for _ in range(lesson.iterations):
         chosen = torch.from_numpy(np.sort(rng.permutation(len(low))[: lesson.batch_size])).to(low.device)
         with torch.autocast(kind, torch.bfloat16, enabled=bfloat16_is_fast(kind)):

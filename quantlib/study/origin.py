@@ -7,7 +7,6 @@ from typing import Any
 from quantlib.errors import StudyError
 from quantlib.study.manifest import find_root
 from quantlib.subject import checkpoints
-from quantlib.subject.checkpoints import checkpoint_index, find_entry
 
 
 def changed_since(
@@ -26,13 +25,13 @@ def changed_since(
         read = json.loads(path.read_text()).get("checkpoints", {})  # a training log read none
     except json.JSONDecodeError as error:
         raise StudyError(f"results/{path.name} is damaged ({error}); restore it from git.") from error
-    now = checkpoint_index() if index is None else index
+    now = checkpoints.checkpoint_index() if index is None else index
     return tuple(name for name, digest in read.items() if _digest(name, now) != digest)
 
 
 def _digest(name: str, index: dict[str, Any]) -> str | None:
     """The sha256 of what checkpoints/ holds under that name now; None where it holds nothing."""
-    if entry := find_entry(index, name):
+    if entry := checkpoints.find_entry(index, name):
         return str(entry["sha256"])
     path = checkpoints.ROOT / name
     return checkpoints.sha256(path) if path.is_file() else None
@@ -40,7 +39,7 @@ def _digest(name: str, index: dict[str, Any]) -> str | None:
 
 def outdated(root: Path | None = None) -> dict[str, tuple[str, ...]]:
     """Every recorded experiment that was measured on other weights than checkpoints/ holds, and which."""
-    base, index = root or find_root(), checkpoint_index()
+    base, index = root or find_root(), checkpoints.checkpoint_index()
     names = [path.stem for path in sorted((base / "results").glob("[0-9][0-9]_*.json"))]
     found = {name: changed_since(name, base, index) for name in names}
     return {name: changed for name, changed in found.items() if changed}

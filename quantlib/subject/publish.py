@@ -47,14 +47,14 @@ def per_class(result: Evaluation) -> dict[str, float]:
     }
 
 
-def save_measured(
+def _save_measured(
     model: nn.Module, name: str, facts: dict[str, Any], validation: Images, images: Images,
-    network: nn.Module | None = None, into: Path | None = None,
-) -> Path:  # fmt: skip
-    """Save a checkpoint with `facts`, and enter into them what its file does; its path.
+    network: nn.Module | None,
+) -> None:  # fmt: skip
+    """Save a checkpoint with `facts`, and enter into them what its file does.
 
-    Measured on the validation split and, last and once, on the test images. `network` and `into` as
-    `load_checkpoint` takes them.
+    Measured on the validation split and, last and once, on the test images. `network` as `load_checkpoint`
+    takes it.
     """
     with tempfile.TemporaryDirectory() as aside:  # what is shipped stays whole while this one is measured
         save_checkpoint(model, name, facts, Path(aside))
@@ -69,7 +69,7 @@ def save_measured(
         "test_n": test.n, "per_class": per_class(test), "data_md5": images.md5,
         "calibration_error": round(calibration_error(confidence, right), 2),
     }  # fmt: skip
-    return save_checkpoint(model, name, facts, into)
+    save_checkpoint(model, name, facts)
 
 
 CARD = """# {name}
@@ -119,7 +119,7 @@ def publish(
     facts["origin"] = f"{begun} by `python -m quantlib.subject.training --recipe {recipe.name}`"
     facts |= about or {}
     validation, images = (data.load(split, "full", root) for split in ("validation", "test"))
-    save_measured(model, name, facts, validation, images, network)
+    _save_measured(model, name, facts, validation, images, network)
     before = next(RESULTS.glob(f"[0-9][0-9]_training_log_{recipe.name}.csv"), None)
     notebook = notebook or (before.name[:2] if before else "01")
     log = RESULTS / f"{notebook}_training_log_{recipe.name}"
