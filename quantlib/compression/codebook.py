@@ -107,12 +107,18 @@ def detach(model: nn.Module) -> nn.Module:
     result = copy.deepcopy(model)
     for layer in list(result.modules()):
         if _is_shared(layer):
-            weight: Tensor = layer.weight.detach()  # type: ignore[assignment, operator]
-            # By hand: the copy's class is the original's, and torch's removal would change that class.
-            layer.__class__ = type(layer).__bases__[0]
-            del layer.parametrizations
-            layer.register_parameter("weight", nn.Parameter(weight))
+            make_plain(layer, layer.weight.detach())  # type: ignore[operator]
     return result
+
+
+def make_plain(layer: nn.Module, weight: Tensor) -> None:
+    """Give a layer of a copied network, in place, an ordinary weight instead of one that is looked up.
+
+    By hand: the copy's class is the original's, and torch's own removal would change that class.
+    """
+    layer.__class__ = type(layer).__bases__[0]
+    del layer.parametrizations
+    layer.register_parameter("weight", nn.Parameter(weight))
 
 
 def codebooks(model: nn.Module) -> dict[str, Tensor]:

@@ -1,17 +1,17 @@
-"""Share a trained network's weights in so many megabytes, tune the shared values, write the compressed file.
+"""Share a trained network's weights in so many megabytes, train on, write the compressed file.
 
-python -m quantlib.study.tune_shared --megabytes 1.8                        # the dense ResNet-50
+python -m quantlib.study.tune_shared --start squeezenet --megabytes 0.232 --name squeezenet_deep
 python -m quantlib.study.tune_shared --start resnet50_pruned95 --megabytes 1.1 --name resnet50_deep80
 
-The float32 network is the teacher. What has been done is kept in ~/.cache/quantlib/training/NAME; the same
-command goes on from there. Files and their list, compressed.json, go into checkpoints/, where notebook 14
-finds them.
+First weights may change their shared value while they train, then the values are trained alone. The float32
+network is the teacher. What has been done is kept in ~/.cache/quantlib/training/NAME; the same command goes
+on from there. Files and their list, compressed.json, go into checkpoints/, for notebooks 14 and 16.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,106 +19,112 @@ import torch
 from torch import nn
 
 from quantlib.compression.archive import compress, decompress
-from quantlib.compression.blockwise import Lesson
 from quantlib.compression.codebook import attach, detach
 from quantlib.compression.compressed import enter_compressed
 from quantlib.compression.distillation import Taught
 from quantlib.compression.norms import simplify_norms
-from quantlib.compression.pruning import recalibrate
-from quantlib.compression.rate import importance, price_of_size, share_network
-from quantlib.compression.repair import REPAIR_IMAGES, kept_start, repaired
-from quantlib.compression.sharing import Shared
+from quantlib.compression.rate import importance
+from quantlib.compression.repair import kept_start
+from quantlib.compression.resharing import Resharing, settled
 from quantlib.errors import ConfigError
 from quantlib.subject import checkpoints, data
 from quantlib.subject.command import run_command
 from quantlib.subject.data import batches
 from quantlib.subject.evaluation import evaluate
-from quantlib.subject.recipe import load_recipe
+from quantlib.subject.recipe import Recipe, read_table
 from quantlib.subject.state import load_best
 from quantlib.subject.training import add_arguments, trainer_of
 
 
-def shares(model: nn.Module, options: argparse.Namespace, seed: int) -> dict[str, Shared]:
-    """Codebooks of all layers whose indices take so many megabytes; the images say what matters."""
-    drawn = data.load("calibration", source="full", root=options.data).sample(options.images, seed=seed)
-    importances = importance(model, batches(drawn, 16), seed=seed)
-    price = price_of_size(model, importances, options.megabytes, options.clusters)
-    return share_network(model, importances, price, options.clusters)
+@dataclass(frozen=True)
+class Free:
+    """The [free] table: epochs in which weights may change their shared value, at which rate, and how often.
+
+    every: steps between two sharings.
+    """
+
+    epochs: int = 8
+    learning_rate: float = 0.02
+    every: int = 50
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ConfigError(f"The weights are free for {self.epochs} epochs; give 1 or more.")
 
 
-def started(path: Path, options: argparse.Namespace, seed: int) -> dict[str, Shared]:
-    """The codebooks before their tuning, from the folder where they have been made before."""
-
-    def make() -> dict[str, Any]:
-        found = shares(checkpoints.load_checkpoint(options.start), options, seed)
-        return {"shares": {name: (each.codebook, each.index.to(torch.int16)) for name, each in found.items()}}
-
-    kept = kept_start(path, options_of(options, seed), make)["shares"]
-    return {name: Shared(codebook, index.long()) for name, (codebook, index) in kept.items()}
-
-
-def options_of(options: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """What the codebooks depend on."""
-    chosen = {name: getattr(options, name) for name in ("start", "images", "megabytes", "clusters")}
-    return {**chosen, "seed": seed, "start_sha256": checkpoints.checkpoint_info(options.start)["sha256"]}
-
-
-def finish(network: nn.Module, options: argparse.Namespace) -> nn.Module:
-    """The tuned network as it is stored: plain weights, norms measured anew, and rounded."""
-    plain = detach(network).eval()
-    measure_norms(plain, options)
-    return simplify_norms(plain)
-
-
-def measure_norms(network: nn.Module, options: argparse.Namespace) -> None:
-    """The statistics of the batch norms, of the network as it is now."""
-    drawn = data.load("calibration", source="full", root=options.data).sample(options.statistics, seed=1)
-    recalibrate(network, batches(drawn, 64))
-
-
-def tune(options: argparse.Namespace) -> None:
-    """Share, train to the end of the recipe, write and check the file, enter it in the list."""
+def recipe_of(options: argparse.Namespace) -> tuple[Recipe, Free]:
+    """The recipe under the file's own name, with its [free] table, as the options change them."""
+    changes = {} if options.free is None else {"epochs": options.free}
+    recipe, own = read_table(options.recipe, "free", Free.__dataclass_fields__, {}, changes)
     name = options.name or f"{options.start}_{options.megabytes:g}mb"
-    recipe = replace(load_recipe(options.recipe), name=name, start=options.start)
+    recipe = replace(recipe, name=name, start=options.start)
     if options.epochs is not None:
         if options.epochs < 1:
             raise ConfigError(f"--epochs is {options.epochs}; give 1 or more.")
         recipe = replace(recipe, stages=((options.epochs, recipe.stages[-1][1]),), cycles=())
-    torch.set_num_threads(options.threads)
-    folder = options.folder or recipe.folder
+    return recipe, Free(**own)
+
+
+def importances_of(model: nn.Module, options: argparse.Namespace, seed: int) -> dict[str, float]:
+    """How much the layers' errors matter, from the folder where that has been found before."""
+
+    def make() -> dict[str, Any]:
+        drawn = data.load("calibration", source="full", root=options.data).sample(options.images, seed=seed)
+        return {"importances": importance(model, batches(drawn, 16), seed=seed)}
+
+    made = {name: getattr(options, name) for name in ("start", "images", "megabytes", "clusters")}
+    made |= {"seed": seed, "start_sha256": checkpoints.checkpoint_info(options.start)["sha256"]}
+    found: dict[str, float] = kept_start(options.folder / "start.pt", made, make)["importances"]
+    return found
+
+
+def freely(options: argparse.Namespace, recipe: Recipe, free: Free, taught: Taught) -> nn.Module:
+    """The network after its free epochs, computing with values that each weight now has for good."""
     start = checkpoints.load_checkpoint(options.start)
-    skeleton = attach(start, started(folder / "start.pt", options, recipe.seed))
-    measure_norms(skeleton, options)
-    options.teacher = options.teacher or checkpoints.checkpoint_info(options.start)["model"]
-    taught = Taught(checkpoints.load_checkpoint(options.teacher))
-    if options.repair:
-        shown = data.load("calibration", source="full", root=options.data).sample(REPAIR_IMAGES, recipe.seed)
-        lesson, path = Lesson(options.repair, seed=recipe.seed), folder / "repaired.pt"
-        teacher = checkpoints.checkpoint_info(options.teacher)["sha256"]
-        made = {**options_of(options, recipe.seed), "statistics": options.statistics, "teacher": teacher}
-        repaired(skeleton, taught.teacher, shown, lesson, path, made, device=options.device)
-    trainer = trainer_of(options, recipe, taught, skeleton, (options.limit, options.validation))
+    found = importances_of(start, options, recipe.seed)
+    hooks = Resharing(start, found, options.megabytes, options.clusters, free.every, taught)
+    own = replace(
+        recipe, name=f"{recipe.name}_free", learning_rate=free.learning_rate, cycles=(),
+        stages=((free.epochs, recipe.stages[-1][1]),),
+    )  # fmt: skip
+    apart = argparse.Namespace(**{**vars(options), "folder": options.folder / "free"})
+    trainer = trainer_of(apart, own, hooks, hooks.network, (options.limit, options.validation))
     taught.teacher.to(trainer.device)
     trainer.run()
-    if trainer.rank == 0:
-        write(name, finish(load_best(trainer.model, trainer.folder).cpu(), options), options, recipe.epochs)
+    # The last average, not the best one: at a high rate the best is chance.
+    last = settled(trainer.average.model.cpu(), found, options.megabytes, options.clusters)
+    return attach(*last).requires_grad_()
 
 
-def write(name: str, network: nn.Module, options: argparse.Namespace, epochs: int) -> None:
+def tune(options: argparse.Namespace) -> None:
+    """Share, train freely, train the values, write and check the file, enter it in the list."""
+    recipe, free = recipe_of(options)
+    torch.set_num_threads(options.threads)
+    options.folder = options.folder or recipe.folder
+    options.teacher = options.teacher or checkpoints.checkpoint_info(options.start)["model"]
+    taught = Taught(checkpoints.load_checkpoint(options.teacher))
+    network = freely(options, recipe, free, taught)
+    trainer = trainer_of(options, recipe, taught, network, (options.limit, options.validation))
+    trainer.run()
+    best = detach(load_best(trainer.model, trainer.folder).cpu()).eval()
+    write(recipe, free, simplify_norms(best), options)
+
+
+def write(recipe: Recipe, free: Free, network: nn.Module, options: argparse.Namespace) -> None:
     """Put the file into checkpoints/ and its facts into the list; validation accuracy is that of the file."""
     folder = options.into or checkpoints.ROOT
-    path = folder / f"{name}.qldc"
+    path = folder / f"{recipe.name}.qldc"
     info = checkpoints.checkpoint_info(options.start)
     report = compress(network, path, info["model"])
     held_out = data.load("validation", source="full", root=options.data).take(options.validation)
     result = evaluate(decompress(path), held_out)
     entry = {
         "file": path.name, "bytes": report.bytes, "sha256": checkpoints.sha256(path), "start": options.start,
-        "start_sha256": info["sha256"], "clusters": options.clusters, "epochs": epochs,
-        "teacher": options.teacher, "repair": options.repair,
+        "start_sha256": info["sha256"], "clusters": options.clusters,
+        "free_epochs": free.epochs, "epochs": recipe.epochs, "teacher": options.teacher,
         "validation_accuracy": result.accuracy, "validation_n": result.n,
     }  # fmt: skip
-    enter_compressed(name, entry, folder)
+    enter_compressed(recipe.name, entry, folder)
     print(f"{path}: {report.bytes:,} bytes, validation {result}")
 
 
@@ -133,11 +139,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--teacher", help="the checkpoint that teaches (default: that of the same model)")
     parser.add_argument("--megabytes", type=float, required=True, help="entropy of all indices")
     parser.add_argument("--clusters", type=int, default=16, help="shared values a layer, beside zero")
-    parser.add_argument("--epochs", type=int, help="instead of the recipe's")
-    parser.add_argument("--repair", type=int, default=300, help="steps a block learns first (default 300)")
+    parser.add_argument("--free", type=int, help="epochs in which weights change values (the recipe's: 8)")
+    parser.add_argument("--epochs", type=int, help="in which only the values are trained (the recipe's: 2)")
     parser.add_argument("--name", help="of the file (default: START_MEGABYTESmb)")
     parser.add_argument("--images", type=int, default=512, help="for the importance (default 512)")
-    parser.add_argument("--statistics", type=int, default=2048, help="images for the norms (default 2048)")
     parser.add_argument("--validation", type=int, default=5000, help="validation images (default 5000)")
     parser.add_argument("--limit", type=int, help="training images, fewer than all, to try it out")
     parser.add_argument("--into", type=Path, help="instead of checkpoints/")
