@@ -42,7 +42,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudentPlan:
     """An experiment: the recipe that every arm follows, and the arms.
 
     teacher, trained: checkpoints; seeds: of the main arms, the others have the first only; source, images: as
@@ -82,12 +82,14 @@ class Plan:
         return teacher + ([self.trained] if any(arm.trained for arm in self.arms) else [])
 
 
-def load_plan(name_or_path: str) -> Plan:
+def load_plan(name_or_path: str) -> StudentPlan:
     """The plan of a recipe with a [students] table; ConfigError for one without, or with unknown settings."""
     needs = {"arms": "a list of tables, [[students.arms]], one for each way to train"}
-    recipe, own = read_table(name_or_path, "students", set(Plan.__dataclass_fields__) - {"recipe"}, needs)
+    recipe, own = read_table(
+        name_or_path, "students", set(StudentPlan.__dataclass_fields__) - {"recipe"}, needs
+    )
     try:
         arms = tuple(Arm(**arm) for arm in own.pop("arms"))
     except TypeError as error:
         raise ConfigError(f"An arm of {recipe.name}.toml lacks or misnames a setting: {error}.") from None
-    return Plan(recipe, arms, seeds=tuple(own.pop("seeds", (0,))), **own)
+    return StudentPlan(recipe, arms, seeds=tuple(own.pop("seeds", (0,))), **own)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlib.compression.distillation import Distillation, JointTraining, Pair, Taught, teacher_logits
-from quantlib.compression.student_plans import Arm, Plan, load_plan
+from quantlib.compression.student_plans import Arm, StudentPlan, load_plan
 from quantlib.quantization.qat import make_trainable, start_grids
 from quantlib.subject import checkpoints, data
 from quantlib.subject.benchmark import device_name
@@ -43,7 +43,7 @@ IMAGES_START = 256
 """Training images from which the grids of a low-bit student get their first scales."""
 
 
-def answers_of(plan: Plan, train: Images, root: Path, device: str = "cpu") -> Tensor:
+def answers_of(plan: StudentPlan, train: Images, root: Path, device: str = "cpu") -> Tensor:
     """The teacher's logits for every training image, collected once."""
     path = root / "answers.pt"
     if not path.exists():
@@ -54,7 +54,7 @@ def answers_of(plan: Plan, train: Images, root: Path, device: str = "cpu") -> Te
     return answers
 
 
-def student_of(plan: Plan, arm: Arm, seed: int, train: Images) -> nn.Module:
+def student_of(plan: StudentPlan, arm: Arm, seed: int, train: Images) -> nn.Module:
     """The student at its start: float or on grids, trained or random, alone or beside a joint teacher."""
     torch.manual_seed(seed)
     student = checkpoints.load_checkpoint(plan.trained) if arm.trained else build(plan.recipe.model)
@@ -64,7 +64,7 @@ def student_of(plan: Plan, arm: Arm, seed: int, train: Images) -> nn.Module:
     return Pair(student, build(plan.recipe.model)) if arm.teacher == "joint" else student
 
 
-def hooks_of(plan: Plan, arm: Arm, train: Images, root: Path, device: str = "cpu") -> Hooks:
+def hooks_of(plan: StudentPlan, arm: Arm, train: Images, root: Path, device: str = "cpu") -> Hooks:
     """What the arm adds to the training."""
     if arm.teacher == "answers":
         return Distillation(answers_of(plan, train, root, device), arm.temperature, arm.weight)
@@ -73,7 +73,7 @@ def hooks_of(plan: Plan, arm: Arm, train: Images, root: Path, device: str = "cpu
     return JointTraining(arm.temperature, arm.weight) if arm.teacher == "joint" else Hooks()
 
 
-def trained_student(plan: Plan, arm: Arm, seed: int, root: Path, train: Images) -> nn.Module:
+def trained_student(plan: StudentPlan, arm: Arm, seed: int, root: Path, train: Images) -> nn.Module:
     """The student that a finished run left behind, in eval mode; a low-bit one still has its grids."""
     model = load_best(student_of(plan, arm, seed, train), root / folder_name(arm, seed))
     return (model.student if isinstance(model, Pair) else model).eval()
@@ -85,7 +85,7 @@ def folder_name(arm: Arm, seed: int) -> str:
 
 
 def run_one(
-    plan: Plan, root: Path, data_root: str | None, device: str, run: tuple[Arm, int]
+    plan: StudentPlan, root: Path, data_root: str | None, device: str, run: tuple[Arm, int]
 ) -> dict[str, Any]:
     """Train one student to its end, or go on with it, or only read its result.
 
@@ -119,7 +119,7 @@ def run_one(
     return result
 
 
-def finished(plan: Plan, root: Path | None = None) -> list[dict[str, Any]]:
+def finished(plan: StudentPlan, root: Path | None = None) -> list[dict[str, Any]]:
     """The results that are there, in the plan's order, without training any; ConfigError for others' ones.
 
     What another machine has finished and committed is there too, see `take_over`.
@@ -131,7 +131,7 @@ def finished(plan: Plan, root: Path | None = None) -> list[dict[str, Any]]:
 
 
 def run_plan(
-    plan: Plan, workers: int = 1, root: Path | None = None, data_root: str | None = None,
+    plan: StudentPlan, workers: int = 1, root: Path | None = None, data_root: str | None = None,
     device: str = "cpu",
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Train every student of the plan and yield each result; killed, it goes on where it stopped.
@@ -149,7 +149,7 @@ def run_plan(
         yield result
 
 
-def evaluation_of(plan: Plan, result: Mapping[str, Any], data_root: str | None = None) -> Evaluation:
+def evaluation_of(plan: StudentPlan, result: Mapping[str, Any], data_root: str | None = None) -> Evaluation:
     """The Evaluation behind a result, on the plan's test images. Introduced in notebook 15."""
     return Evaluation.of(classes(result["predictions"]), plan.split("test", data_root).labels.numpy())
 

@@ -15,7 +15,7 @@ import torch
 
 from quantlib.compression.pruning import Masks, masks_of, sparsity_of
 from quantlib.compression.retraining import MaskedRetraining
-from quantlib.compression.tickets import Plan, Trial, load_plan, start_of, trained
+from quantlib.compression.tickets import TicketPlan, Trial, load_plan, start_of, trained
 from quantlib.subject.augment import resize
 from quantlib.subject.benchmark import device_name
 from quantlib.subject.campaign import (
@@ -52,7 +52,7 @@ class _Remember(MaskedRetraining):
 
 
 def run_trial(
-    plan: Plan, trial: Trial, root: Path, data_root: str | None = None, device: str = "cpu"
+    plan: TicketPlan, trial: Trial, root: Path, data_root: str | None = None, device: str = "cpu"
 ) -> dict[str, Any]:
     """Train one run to its end, or go on with it, or only read its result; the result.
 
@@ -90,7 +90,7 @@ def run_trial(
 
 
 @lru_cache(maxsize=3)
-def images(plan: Plan, split: str, root: str | None = None) -> Images:
+def images(plan: TicketPlan, split: str, root: str | None = None) -> Images:
     """The images of a plan, of the side that it wants."""
     found = campaign_images(split, plan.source, plan.images, root)
     if plan.side != found.pixels.shape[-1]:
@@ -99,14 +99,14 @@ def images(plan: Plan, split: str, root: str | None = None) -> Images:
     return found
 
 
-def finished(plan: Plan, root: Path | None = None) -> list[dict[str, Any]]:
+def finished(plan: TicketPlan, root: Path | None = None) -> list[dict[str, Any]]:
     """The results that are there, in the order of `trials`; ConfigError for those of another plan."""
     made = {"plan": plan.digest()}
     return kept_results(root or plan.folder(), {trial.name: made for trial in plan.trials()})
 
 
 def run_plan(
-    plan: Plan, root: Path | None = None, workers: int = 1, data_root: str | None = None,
+    plan: TicketPlan, root: Path | None = None, workers: int = 1, data_root: str | None = None,
     device: str = "cpu",
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Train what is not finished yet and yield each result as it comes, finished ones first.
@@ -124,7 +124,7 @@ def run_plan(
         yield result
 
 
-def evaluation_of(plan: Plan, result: Mapping[str, Any], data_root: str | None = None) -> Evaluation:
+def evaluation_of(plan: TicketPlan, result: Mapping[str, Any], data_root: str | None = None) -> Evaluation:
     """The Evaluation behind a result, on the plan's test images. Introduced in notebook 12."""
     return Evaluation.of(classes(result["predictions"]), images(plan, "test", data_root).labels.numpy())
 

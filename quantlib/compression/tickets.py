@@ -42,7 +42,7 @@ class Trial(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class TicketPlan:
     """An experiment on tickets; `trials` lists its runs.
 
     recipe: how every single run trains. deciding: shares of the weights that are left, with all `seeds`, each
@@ -110,18 +110,18 @@ class Plan:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
 
 
-def load_plan(name_or_path: str, **changes: Any) -> Plan:
+def load_plan(name_or_path: str, **changes: Any) -> TicketPlan:
     """The plan of a recipe with a [tickets] table; `changes` replace what it says.
 
     Raises ConfigError for a recipe without the table or with a setting that is not known. Introduced in
     notebook 12.
     """
-    known, needs = set(Plan.__dataclass_fields__), {"deciding": "the shares that every seed runs with"}
+    known, needs = set(TicketPlan.__dataclass_fields__), {"deciding": "the shares that every seed runs with"}
     recipe, own = read_table(name_or_path, "tickets", known - {"recipe"}, needs, changes)
     fixed: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in own.items()
     }
-    return Plan(recipe, **fixed)
+    return TicketPlan(recipe, **fixed)
 
 
 def initial(model: str, seed: int) -> nn.Module:
@@ -131,12 +131,12 @@ def initial(model: str, seed: int) -> nn.Module:
         return build(model)
 
 
-def trained(plan: Plan, trial: Trial, root: Path, file: str = "best.pt") -> nn.Module:
+def trained(plan: TicketPlan, trial: Trial, root: Path, file: str = "best.pt") -> nn.Module:
     """The network that a run left behind: "best.pt", or "rewind.pt" of a dense one."""
     return load_best(build(plan.recipe.model), root / trial.name, file)
 
 
-def start_of(plan: Plan, trial: Trial, root: Path) -> tuple[nn.Module, Masks]:
+def start_of(plan: TicketPlan, trial: Trial, root: Path) -> tuple[nn.Module, Masks]:
     """The weights that a run starts from and the masks that it keeps.
 
     ticket: first weights, own masks; rewound: weights after a few steps; retrained: trained weights;

@@ -8,7 +8,7 @@ import torch
 
 from quantlib.compression import students
 from quantlib.compression.distillation import Distillation, JointTraining, Pair, Taught
-from quantlib.compression.student_plans import TEACHERS, Arm, Plan, load_plan
+from quantlib.compression.student_plans import TEACHERS, Arm, StudentPlan, load_plan
 from quantlib.compression.students import (
     answers_of,
     evaluation_of,
@@ -28,7 +28,7 @@ from quantlib.subject.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = Recipe(name="tiny", model="resnet20", stages=((1, 16),), batch_size=16, learning_rate=0.05, cutout=0)
-PLAN = Plan(TINY, (Arm("alone"), Arm("low", 4, 4, teacher="answers", trained=True)), seeds=(0, 1))
+PLAN = StudentPlan(TINY, (Arm("alone"), Arm("low", 4, 4, teacher="answers", trained=True)), seeds=(0, 1))
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_a_small_plan_trains_on_its_own_images(tmp_path, monkeypatch):
         return REAL(recipe, train, validation, folder, **options)
 
     monkeypatch.setattr(students, "Trainer", spy)
-    plan = Plan(TINY, (Arm("alone"),), source="slice", images=(20, 8, 10))
+    plan = StudentPlan(TINY, (Arm("alone"),), source="slice", images=(20, 8, 10))
     (result,) = run_plan(plan, root=tmp_path)
     assert seen == [("slice", 20, 8)] and evaluation_of(plan, result).n == 10
 

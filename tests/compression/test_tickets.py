@@ -10,7 +10,7 @@ import torch
 from quantlib.compression import ticket_runs
 from quantlib.compression.pruning import masks_of, prunable
 from quantlib.compression.ticket_runs import evaluation_of, finished, main, run_plan, run_trial
-from quantlib.compression.tickets import ARMS, Plan, Trial, initial, load_plan, start_of, trained
+from quantlib.compression.tickets import ARMS, TicketPlan, Trial, initial, load_plan, start_of, trained
 from quantlib.errors import ConfigError
 from quantlib.subject.evaluation import Evaluation, compare, compare_seeds
 from quantlib.subject.recipe import Recipe
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")  # as in the runs side by sid
 RECIPE = Recipe(
     name="tiny", model="resnet20", stages=((2, 8),), batch_size=32, learning_rate=0.05, cutout=0, crop=1
 )
-PLAN = Plan(RECIPE, deciding=(0.5, 0.25), rewind=0.25, source="slice", images=(64, 32, 50), side=8)
+PLAN = TicketPlan(RECIPE, deciding=(0.5, 0.25), rewind=0.25, source="slice", images=(64, 32, 50), side=8)
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -113,7 +113,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(root: Path, tmp_path: Path, monk
 
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(root: Path, tmp_path: Path) -> None:
-    plan = Plan(RECIPE, (0.5,), arms=("ticket", "retrained"), rewind=0.25, source="slice",
+    plan = TicketPlan(RECIPE, (0.5,), arms=("ticket", "retrained"), rewind=0.25, source="slice",
                 images=(64, 32, 50), side=8)  # fmt: skip
     results = {(r["arm"], r["left"]): r["predictions"] for r in run_plan(plan, tmp_path, workers=2)}
     alone = {(r["arm"], r["left"]): r["predictions"] for r in finished(PLAN, root)}
@@ -124,9 +124,9 @@ def test_two_processes_give_what_one_gives(root: Path, tmp_path: Path) -> None:
 def test_another_plan_has_another_folder_and_mistakes_have_their_sentence(tmp_path: Path) -> None:
     assert load_plan("resnet20_ticket").folder() != load_plan("resnet20_ticket", seeds=[0]).folder()
     with pytest.raises(ConfigError, match="borrow the masks"):
-        Plan(RECIPE, (0.5,), arms=("random_mask",))
+        TicketPlan(RECIPE, (0.5,), arms=("random_mask",))
     with pytest.raises(ConfigError, match="shares left"):
-        Plan(RECIPE, (1.5,))
+        TicketPlan(RECIPE, (1.5,))
     with pytest.raises(ConfigError, match="luck"):
         load_plan("resnet20_ticket", luck=7)
     path = tmp_path / "mine.toml"
