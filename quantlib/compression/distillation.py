@@ -85,23 +85,13 @@ class Distillation(Hooks):
 class Taught(Hooks):
     """A training run whose teacher looks at what the student sees: the same crops, at the price of its pass.
 
-    teacher: in eval mode from now on, on the trainer's device; the loss is `distillation_loss`. mixed: each
-    image is laid over another one of the batch, m x + (1 - m) x', with one m in 0..1 a step; no label fits
-    that, so the weight must be 1. Source: Beyer et al. 2022, who call it consistent teaching, and with mixed
-    images function matching. Raises ConfigError for mixed images beside labels. Introduced in notebook 15.
+    teacher: in eval mode from now on, on the trainer's device; the loss is `distillation_loss`. Source: Beyer
+    et al. 2022, who call it consistent teaching. Introduced in notebook 15.
     """
 
-    def __init__(
-        self, teacher: nn.Module, temperature: float = 1.0, weight: float = 0.5, mixed: bool = False
-    ) -> None:
-        if mixed and weight != 1:
-            raise ConfigError("Mixed images have no label: give weight=1, the teacher's word alone.")
+    def __init__(self, teacher: nn.Module, temperature: float = 1.0, weight: float = 0.5) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
-        self.temperature, self.weight, self.mixed = temperature, weight, mixed
-
-    def batch(self, trainer: Trainer, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The batch, each image laid over that at the same place from the end where mixed ones are wanted."""
-        return (images.lerp(images.flip(0), float(torch.rand(()))) if self.mixed else images), labels
+        self.temperature, self.weight = temperature, weight
 
     def loss(self, trainer: Trainer, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """The loss of one batch; the teacher computes in the precision of the training."""

@@ -1,8 +1,9 @@
-"""Shared weights that may still change sides: float weights train behind a codebook, made anew as they move.
+"""Weights that may still change their shared value: they train behind a codebook that is made anew.
 
 Sharing a trained network fixes which value each weight has; tuning then moves the values alone. Here float
 weights stay behind: each step computes with the shared value that is cheapest for each of them, and the
-gradient passes straight through to the weight itself. So a weight may leave zero, or come to it.
+gradient passes straight through to the weight itself. So a weight may leave zero, or come to it. As they
+move, so do the codebooks.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from quantlib.compression.codebook import make_plain
+from quantlib.compression.codebook import make_plain, weights_of
 from quantlib.compression.huffman import entropy_bits
-from quantlib.compression.rate import price_of_size, share_at_rate, share_network
+from quantlib.compression.rate import SETTLED, Histogram, price_of_size, share_network, solve
 from quantlib.compression.sharing import Shared
 from quantlib.errors import ConfigError
 from quantlib.subject.hooks import Hooks
@@ -66,30 +67,35 @@ class FreeWeight(nn.Module):
         return shared
 
 
-def edges_of(shared: Shared, price: float) -> tuple[Tensor, Tensor]:
-    """The shared values in ascending order (k,), and the weights at which the cheapest one changes (k - 1,).
+def edges_of(codebook: Tensor, members: Tensor, price: float) -> tuple[Tensor, Tensor]:
+    """The shared values in use, ascending (k,), and the weights at which the cheapest one changes (k - 1,).
 
         edge = (a + b) / 2 + price (bits_b - bits_a) / (2 (b - a)),  a < b neighbours,
         bits = -log2(share of the weights that have the value)
 
-    The value with the shorter word takes more than its half. Introduced in notebook 14.
+    The value with the shorter word takes more than its half. codebook, members: the values and how many
+    weights have each, as of `share_at_rate`; price: of that sharing. Introduced in notebook 14.
     """
-    members = torch.bincount(shared.index.flatten(), minlength=len(shared.codebook)).double()
-    values, order = shared.codebook.double().sort()
-    bits = -(members[order].clamp(min=1e-9) / members.sum()).log2()
+    used = members > 0
+    values, order = codebook[used].double().sort()
+    bits = -(members[used][order] / members.sum()).double().log2()
     edges = (values[1:] + values[:-1]) / 2 + price * bits.diff() / (2 * values.diff())
+    # Cheapest values in order have edges in order, but for rounding.
     return values.float(), edges.cummax(0).values.float() if len(edges) else edges.float()
 
 
 class Resharing(Hooks):
     """Trains float weights behind codebooks, made anew every `every` steps at a price that holds the size.
 
-        price <- price (size / megabytes)^2  after each sharing,  size: entropy of all indices, 10^6 bytes
+        price <- price (size / megabytes)^2  after each sharing, by at most FASTEST at once
+        size: entropy of all indices, 10^6 bytes
 
-    `network` is the copy of `model` that a trainer must be given; its layers named in `importances` are
-    shared as by `share_network`. `goal`: hooks whose loss is trained for. Averaged weights get codebooks of
-    their own, so what is judged is what `settled` makes of them. Raises ConfigError as `price_of_size` does.
-    Sources: Chou et al. 1989 for the price, Bengio et al. 2013 for the gradient. Introduced in notebook 14.
+    `network` is the copy of `model` that a trainer must be given. importances: of every convolution and
+    linear layer, as `importance` finds them. `goal`: hooks whose loss is trained for. Averaged weights get
+    codebooks of their own before they are judged. Those are nearly what `settled` makes of them: weights
+    gather at the edges, and a price that is a percent off moves some to the other side, so train the shared
+    values after it. Raises ConfigError for layers that are missing, and as `price_of_size` does. Sources:
+    Chou et al. 1989 for the price, Bengio et al. 2013 for the gradient. Introduced in notebook 14.
     """
 
     def __init__(
@@ -98,6 +104,8 @@ class Resharing(Hooks):
     ) -> None:  # fmt: skip
         if every < 1:
             raise ConfigError(f"every is the number of steps between two sharings, 1 or more; not {every}.")
+        if odd := set(weights_of(model)) ^ set(importances):
+            raise ConfigError(f"The importances are not those of this model's layers: look at {min(odd)!r}.")
         self.importances, self.megabytes, self.clusters = dict(importances), megabytes, clusters
         self.every, self.goal = every, goal or Hooks()
         self.price = price_of_size(model, importances, megabytes, clusters)
@@ -113,24 +121,21 @@ class Resharing(Hooks):
         bits = 0.0
         for name, (weight, free) in free_weights(network).items():
             price = self.price / max(self.importances[name], 1e-30)
-            shared = share_at_rate(weight, self.clusters, price)
-            free.hold(*edges_of(shared, price))
-            bits += entropy_bits(torch.bincount(shared.index.flatten()).numpy())
+            found = solve(Histogram.of(weight.cpu().numpy()), self.clusters, price, SETTLED)
+            free.hold(*edges_of(torch.from_numpy(found.codebook), torch.from_numpy(found.members), price))
+            bits += entropy_bits(found.members)
         return bits / 8e6
-
-    def batch(self, trainer: Trainer, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The goal's batch."""
-        return self.goal.batch(trainer, images, labels)
 
     def loss(self, trainer: Trainer, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """The goal's loss of one batch."""
         return self.goal.loss(trainer, logits, images, labels)
 
     def after_step(self, trainer: Trainer) -> None:
-        """New codebooks when it is time, and before each judging."""
+        """New codebooks when it is time; for the averaged weights where they are about to be judged."""
         done = trainer.step + 1
-        if done % self.every == 0 or done % trainer.steps_per_epoch == 0:
+        if done % trainer.steps_per_epoch == 0:
             self.reshare(trainer.average.model)
+        if done % self.every == 0:
             reached = self.reshare(trainer.model) / self.megabytes
             self.price *= min(max(reached**2, 1 / FASTEST), FASTEST)
 

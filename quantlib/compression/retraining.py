@@ -98,10 +98,6 @@ class MaskedRetraining(Hooks):
             self._hold(trainer)
             self._cut(trainer)
 
-    def batch(self, trainer: Trainer, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The goal's batch."""
-        return self.goal.batch(trainer, images, labels)
-
     def loss(self, trainer: Trainer, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """The goal's loss of one batch."""
         return self.goal.loss(trainer, logits, images, labels)

@@ -9,9 +9,10 @@ on from there. Files and their list, compressed.json, go into checkpoints/, for 
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,13 @@ from quantlib.compression.norms import simplify_norms
 from quantlib.compression.rate import importance
 from quantlib.compression.repair import kept_start
 from quantlib.compression.resharing import Resharing, settled
+from quantlib.compression.sharing import Shared
 from quantlib.errors import ConfigError
 from quantlib.subject import checkpoints, data
 from quantlib.subject.command import run_command
 from quantlib.subject.data import batches
 from quantlib.subject.evaluation import evaluate
 from quantlib.subject.recipe import Recipe, read_table
-from quantlib.subject.state import load_best
 from quantlib.subject.training import add_arguments, trainer_of
 
 
@@ -43,21 +44,30 @@ class Free:
     every: steps between two sharings.
     """
 
-    epochs: int = 8
-    learning_rate: float = 0.02
-    every: int = 50
+    epochs: int
+    learning_rate: float
+    every: int
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ConfigError(f"The weights are free for {self.epochs} epochs; give 1 or more.")
+        whole = all(isinstance(value, int) and value >= 1 for value in (self.epochs, self.every))
+        if not whole or not isinstance(self.learning_rate, (int, float)) or self.learning_rate <= 0:
+            raise ConfigError(
+                "[free] needs epochs and every as whole numbers of 1 or more, and a learning_rate above 0."
+            )
 
 
 def recipe_of(options: argparse.Namespace) -> tuple[Recipe, Free]:
     """The recipe under the file's own name, with its [free] table, as the options change them."""
+    needs = {"epochs": "how many", "learning_rate": "the peak", "every": "steps between two sharings"}
     changes = {} if options.free is None else {"epochs": options.free}
-    recipe, own = read_table(options.recipe, "free", Free.__dataclass_fields__, {}, changes)
-    name = options.name or f"{options.start}_{options.megabytes:g}mb"
-    recipe = replace(recipe, name=name, start=options.start)
+    recipe, own = read_table(options.recipe, "free", needs, needs, changes)
+    if recipe.optimizer != "sgd":
+        raise ConfigError(
+            f'{options.recipe} has the optimizer {recipe.optimizer!r}; shared values need "sgd".'
+        )
+    recipe = replace(
+        recipe, name=options.name or f"{options.start}_{options.megabytes:g}mb", start=options.start
+    )
     if options.epochs is not None:
         if options.epochs < 1:
             raise ConfigError(f"--epochs is {options.epochs}; give 1 or more.")
@@ -72,14 +82,18 @@ def importances_of(model: nn.Module, options: argparse.Namespace, seed: int) -> 
         drawn = data.load("calibration", source="full", root=options.data).sample(options.images, seed=seed)
         return {"importances": importance(model, batches(drawn, 16), seed=seed)}
 
-    made = {name: getattr(options, name) for name in ("start", "images", "megabytes", "clusters")}
-    made |= {"seed": seed, "start_sha256": checkpoints.checkpoint_info(options.start)["sha256"]}
-    found: dict[str, float] = kept_start(options.folder / "start.pt", made, make)["importances"]
+    made = {"start": checkpoints.checkpoint_info(options.start)["sha256"], "images": options.images}
+    path = options.folder / "importances.pt"
+    found: dict[str, float] = kept_start(path, {**made, "seed": seed}, make)["importances"]
     return found
 
 
-def freely(options: argparse.Namespace, recipe: Recipe, free: Free, taught: Taught) -> nn.Module:
-    """The network after its free epochs, computing with values that each weight now has for good."""
+def freely(options: argparse.Namespace, recipe: Recipe, free: Free, taught: Taught) -> dict[str, Any]:
+    """The network after its free epochs: the weights behind, and the value that each now has for good."""
+    if (options.folder / "state.pt").exists():
+        raise ConfigError(
+            f"{options.folder} holds a training whose start is gone; give --folder, or move it away."
+        )
     start = checkpoints.load_checkpoint(options.start)
     found = importances_of(start, options, recipe.seed)
     hooks = Resharing(start, found, options.megabytes, options.clusters, free.every, taught)
@@ -92,22 +106,40 @@ def freely(options: argparse.Namespace, recipe: Recipe, free: Free, taught: Taug
     taught.teacher.to(trainer.device)
     trainer.run()
     # The last average, not the best one: at a high rate the best is chance.
-    last = settled(trainer.average.model.cpu(), found, options.megabytes, options.clusters)
-    return attach(*last).requires_grad_()
+    last, shares = settled(trainer.average.model.cpu(), found, options.megabytes, options.clusters)
+    kept = {name: (each.codebook, each.index.to(torch.int16)) for name, each in shares.items()}
+    return {"state": last.state_dict(), "shares": kept}
+
+
+def shared_network(options: argparse.Namespace, recipe: Recipe, free: Free, taught: Taught) -> nn.Module:
+    """What `freely` makes, computing with codebooks; from the folder where that has been done before."""
+    made = {name: getattr(options, name) for name in ("start", "images", "megabytes", "clusters", "limit")}
+    made |= {f"free_{name}": value for name, value in asdict(free).items()}
+    made |= {f"{name}_sha256": checkpoints.checkpoint_info(getattr(options, name))["sha256"]
+             for name in ("start", "teacher")}  # fmt: skip
+    made["seed"] = recipe.seed
+    kept = kept_start(options.folder / "shared.pt", made, lambda: freely(options, recipe, free, taught))
+    network = checkpoints.load_checkpoint(options.start)
+    network.load_state_dict(kept["state"])
+    return attach(
+        network, {name: Shared(values, index.long()) for name, (values, index) in kept["shares"].items()}
+    )
 
 
 def tune(options: argparse.Namespace) -> None:
     """Share, train freely, train the values, write and check the file, enter it in the list."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("Shared values are trained by one process; start the command without torchrun.")
     recipe, free = recipe_of(options)
     torch.set_num_threads(options.threads)
     options.folder = options.folder or recipe.folder
     options.teacher = options.teacher or checkpoints.checkpoint_info(options.start)["model"]
     taught = Taught(checkpoints.load_checkpoint(options.teacher))
-    network = freely(options, recipe, free, taught)
+    network = shared_network(options, recipe, free, taught)
     trainer = trainer_of(options, recipe, taught, network, (options.limit, options.validation))
+    taught.teacher.to(trainer.device)
     trainer.run()
-    best = detach(load_best(trainer.model, trainer.folder).cpu()).eval()
-    write(recipe, free, simplify_norms(best), options)
+    write(recipe, free, simplify_norms(detach(trainer.average.model.cpu())), options)
 
 
 def write(recipe: Recipe, free: Free, network: nn.Module, options: argparse.Namespace) -> None:
@@ -139,8 +171,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--teacher", help="the checkpoint that teaches (default: that of the same model)")
     parser.add_argument("--megabytes", type=float, required=True, help="entropy of all indices")
     parser.add_argument("--clusters", type=int, default=16, help="shared values a layer, beside zero")
-    parser.add_argument("--free", type=int, help="epochs in which weights change values (the recipe's: 8)")
-    parser.add_argument("--epochs", type=int, help="in which only the values are trained (the recipe's: 2)")
+    parser.add_argument("--free", type=int, help="epochs in which weights may change their value")
+    parser.add_argument("--epochs", type=int, help="in which the values alone are trained")
     parser.add_argument("--name", help="of the file (default: START_MEGABYTESmb)")
     parser.add_argument("--images", type=int, default=512, help="for the importance (default 512)")
     parser.add_argument("--validation", type=int, default=5000, help="validation images (default 5000)")

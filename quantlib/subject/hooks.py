@@ -16,10 +16,6 @@ class Hooks:
     must remember to go on after an interruption goes into `state_dict`. Introduced in notebook 11.
     """
 
-    def batch(self, trainer: "Trainer", images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the batch that the step takes instead of this one; torch's generator has been seeded."""
-        return images, labels
-
     def loss(self, trainer: "Trainer", logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of one batch: cross entropy with the recipe's label smoothing.
 

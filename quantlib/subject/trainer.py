@@ -91,9 +91,9 @@ class Trainer:
 
     def train_step(self) -> Tensor:
         """Take one optimizer step and return its loss, still on the device."""
+        x, y = self.batch(self.step)
         place = [self.recipe.seed, self.step, self.rank]
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))  # dropout's draws
-        x, y = self.hooks.batch(self, *self.batch(self.step))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             logits = self.network(x)
         loss = self.hooks.loss(self, logits.float(), x, y)

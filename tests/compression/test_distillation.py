@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from quantlib.compression.codebook import weights_of
 from quantlib.compression.distillation import (
     Distillation,
     JointTraining,
@@ -21,11 +20,8 @@ from quantlib.compression.distillation import (
     soften,
     teacher_logits,
 )
-from quantlib.compression.resharing import Resharing
-from quantlib.compression.retraining import MaskedRetraining
 from quantlib.errors import ConfigError
 from quantlib.subject import data
-from quantlib.subject.hooks import Hooks
 from quantlib.subject.models import build
 from quantlib.subject.recipe import Recipe
 from quantlib.subject.trainer import Trainer
@@ -122,48 +118,6 @@ def test_a_live_teacher_answers_what_the_student_sees(tmp_path):
     wanted = teacher(x)  # a student that says what the teacher says is left with the labels' share
     half = Taught(teacher).loss(run, wanted, x, labels)
     torch.testing.assert_close(half, 0.5 * F.cross_entropy(wanted, labels))
-
-
-def test_mixed_images_are_sums_of_two_and_need_no_label(tmp_path):
-    images = data.load("calibration").take(32)
-    run = Trainer(TINY, images, images.take(16), tmp_path, compile_model=False)
-    x, labels = run.batch(0)
-    mixing = Taught(build("resnet20"), 2.0, weight=1.0, mixed=True)
-    torch.manual_seed(4)
-    share = float(torch.rand(()))
-    torch.manual_seed(4)
-    mixed, same = mixing.batch(run, x, labels)
-    torch.testing.assert_close(mixed[0], (1 - share) * x[0] + share * x[-1])
-    torch.testing.assert_close(mixed[-1], (1 - share) * x[-1] + share * x[0])
-    assert same is labels and Taught(build("resnet20")).batch(run, x, labels)[0] is x
-    logits, run.autocast = torch.randn(16, 10), False
-    first, second = (mixing.loss(run, logits, mixed, each) for each in (labels, (labels + 1) % 10))
-    assert torch.equal(first, second)
-    with pytest.raises(ConfigError, match="Mixed images have no label"):
-        Taught(build("resnet20"), mixed=True)
-
-
-def test_the_trainer_takes_the_batch_that_its_hooks_make(tmp_path):
-    class Black(Hooks):
-        def batch(self, trainer, images, labels):
-            return torch.zeros_like(images), labels
-
-        def loss(self, trainer, logits, images, labels):
-            assert not images.any() and torch.equal(logits[0], logits[-1])
-            return super().loss(trainer, logits, images, labels)
-
-    images = data.load("calibration").take(32)
-    torch.manual_seed(0)
-    for hooks in (Black(), MaskedRetraining(goal=Black()), reshared(Black())):
-        model, folder = getattr(hooks, "network", None), tmp_path / type(hooks).__name__
-        run = Trainer(TINY, images, images, folder, model=model, hooks=hooks, compile_model=False)
-        run.network.train()
-        run.train_step()
-
-
-def reshared(goal):
-    model = build("resnet20")
-    return Resharing(model, dict.fromkeys(weights_of(model), 1.0), 0.05, goal=goal)
 
 
 def test_joint_training_teaches_both_and_the_teacher_ignores_the_student(tmp_path):

@@ -39,22 +39,27 @@ def trainer_of(hook, folder):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10_000), st.integers(1, 16), st.floats(0, 2))
-def test_edges_choose_what_a_search_over_all_values_chooses(seed, clusters, price):
+@given(st.integers(0, 10_000), st.integers(1, 16), st.floats(0, 2), st.sampled_from([0.0, 1.1, 5.0]))
+def test_edges_choose_what_a_search_over_all_values_chooses(seed, clusters, price, apart):
     weight = torch.randn(3000, generator=torch.Generator().manual_seed(seed))
+    weight = torch.where(weight < 0, weight - apart, weight + apart)  # two heaps: none need be at zero
     shared = share_at_rate(weight, clusters, price)
-    codebook, edges = edges_of(shared, price)
+    members = torch.bincount(shared.index, minlength=len(shared.codebook))
+    codebook, edges = edges_of(shared.codebook, members, price)
     chosen = Cheapest.apply(weight, edges, codebook)
-    members = torch.bincount(shared.index.flatten(), minlength=len(shared.codebook)).double()
-    bits = -(members.clamp(min=1e-9) / len(weight)).log2()
-    cost = (weight.double()[:, None] - shared.codebook.double()).square() + price * bits
+    bits = -(members.double() / len(weight)).log2()  # infinite where there are none
+    cost = (weight.double()[:, None] - shared.codebook.double()).square() + max(price, 1e-12) * bits
     place = (chosen[:, None] == shared.codebook).int().argmax(1)
     paid = cost.gather(1, place[:, None])[:, 0]
     assert float((paid - cost.min(1).values).max()) < 1e-5
 
 
-def test_one_value_has_no_edge():
-    codebook, edges = edges_of(share_at_rate(torch.zeros(5), 4, 0.1), 0.1)
+def test_edges_by_hand():
+    # 0 has a word of 1 bit, 1 and -2 of 2 bits: the edge lies above the middle, as far as the price says.
+    codebook, edges = edges_of(torch.tensor([0.0, 1.0, -2.0, 9.0]), torch.tensor([4, 2, 2, 0]), 0.4)
+    assert codebook.tolist() == [-2.0, 0.0, 1.0]
+    torch.testing.assert_close(edges, torch.tensor([-1.0 - 0.4 / 4, 0.5 + 0.4 / 2]))
+    codebook, edges = edges_of(torch.tensor([0.0, 1.0]), torch.tensor([5, 0]), 0.1)
     assert codebook.tolist() == [0.0] and edges.tolist() == []
 
 
@@ -85,12 +90,16 @@ def test_weights_change_sides_and_the_size_holds(tmp_path):
     _, importances, hook = hooks(every=2)
     before = {name: layer.weight.detach() == 0 for name, layer in layers(hook.network)}
     trainer = trainer_of(hook, tmp_path)
+    hook.price *= 3  # as if the weights had moved that far
+    shared, reshare = [], hook.reshare
+    hook.reshare = lambda network: shared.append(network) or reshare(network)
     trainer.run()
+    assert [network is trainer.model for network in shared] == [True, False, True, True, False, True]
     after = {name: layer.weight.detach() == 0 for name, layer in layers(trainer.model)}
     left = sum(int((before[name] & ~after[name]).sum()) for name in before)
     came = sum(int((~before[name] & after[name]).sum()) for name in before)
     assert left > 100 and came > 100
-    assert hook.reshare(trainer.model) == pytest.approx(0.06, rel=0.1)
+    assert reshare(trainer.model) == pytest.approx(0.06, rel=0.1)
     judged = with_weights(*settled(trainer.average.model, importances, 0.06, 8))
     for name, layer in layers(trainer.average.model):  # but for bins, and a price that is some percent off
         same = (judged.get_submodule(name).weight == 0) == (layer.weight == 0)
@@ -112,7 +121,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
         return trainer.model.state_dict()
 
     whole = trained(tmp_path / "whole")
-    trained(tmp_path / "parts", stop=5)  # two steps after the last sharing
+    trained(tmp_path / "parts", stop=5)  # two steps after a sharing, and none at the end of the epoch
     resumed = trained(tmp_path / "parts")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
@@ -120,3 +129,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
 def test_what_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="every is the number of steps"):
         hooks(every=0)
+    with pytest.raises(ConfigError, match="not those of this model's layers: look at 'fc'"):
+        model = build("resnet20")
+        Resharing(model, {name: 1.0 for name in weights_of(model) if name != "fc"}, 0.06)

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from quantlib.errors import ConfigError
+from quantlib.quantization.affine import fake_quantize
 from quantlib.quantization.graph import fuse
-from quantlib.quantization.low_bits import low_bit_qconfig, weight_scheme
+from quantlib.quantization.low_bits import activation_scheme, low_bit_qconfig, weight_scheme
 from quantlib.quantization.qconfig import QConfig
+from quantlib.quantization.sensitivity import layer_sensitivity
 from quantlib.quantization.workflow import calibrate, convert, prepare
 from quantlib.study import ptq, rescue
 from quantlib.study.mixed_precision import allocation, divergences, label_free_costs, ranks, spend
@@ -119,3 +121,29 @@ def test_mixed_precision_from_costs_to_a_network(tiny):
     activation = dict.fromkeys(amount.activations, 4)
     chosen = rescue_setting(allocation=allocation(given, activation), ends="same")
     assert {name: each.bits for name, each in JOB.prepared(chosen).weights.items()} == given
+
+
+def test_an_activation_costs_what_its_layers_read_and_not_its_shortcut(tiny):
+    images = data.load("calibration").take(8, seed=0)
+    seen = calibrate(prepare(tiny, QConfig(None, activation_scheme(8))), batches(images))
+    found = label_free_costs(tiny, images, [2], "activation", seen)
+    x, conv3 = torch.cat([x for x, _ in batches(images)]), tiny.get_submodule("conv3")
+    grid = seen.activations["add"].with_bits(2).qparams()  # conv3 reads the sum, and so does the next sum
+
+    def anew(layer, args, output):
+        return type(layer).forward(layer, fake_quantize(args[0], grid))
+
+    with torch.no_grad():
+        p = tiny(x).softmax(1)
+        handle = conv3.register_forward_hook(anew)
+        q = tiny(x).log_softmax(1)
+        handle.remove()
+    wanted = float(torch.nn.functional.kl_div(q, p, reduction="batchmean"))
+    assert found["add"][2].loss_rise == pytest.approx(wanted, rel=0.01)
+    low = prepare(tiny, QConfig(None, activation_scheme(2)))
+    for name in low.activations:
+        low.set_observer(name, seen.activations[name].with_bits(2))
+    own = data.Images(images.pixels, p, images.split, images.source)
+    everywhere = {row.layer: row.loss_rise for row in layer_sensitivity(low, own, "activation").layers}
+    assert everywhere["conv1"] == pytest.approx(found["conv1"][2].loss_rise, rel=0.01)  # read by layers alone
+    assert abs(everywhere["add"] / wanted - 1) > 0.05

@@ -25,6 +25,22 @@ every = 1
 """
 
 
+def test_what_cannot_be_is_refused(tmp_path, monkeypatch, capsys):
+    recipe, command = tmp_path / "tiny.toml", ["--folder", str(tmp_path), "--megabytes", "1"]
+    for change, told in (
+        (("every = 1", "every = 0"), "whole numbers of 1 or more"),
+        (("epochs = 2", 'epochs = "2"'), "whole numbers of 1 or more"),
+        (("epochs = 2", ""), "lacks epochs, how many"),
+        (("[free]", 'optimizer = "muon"\n[free]'), 'shared values need "sgd"'),
+        (("", ""), "without torchrun"),
+    ):
+        recipe.write_text(RECIPE.replace(*change))
+        if change == ("", ""):
+            monkeypatch.setenv("WORLD_SIZE", "2")
+        assert tune_shared.main(["--recipe", str(recipe), *command]) == 1
+        assert told in capsys.readouterr().err
+
+
 def test_shared_tuned_resumed_and_listed(tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
     original, images = build("resnet20").eval(), data.load("calibration").take(32)
@@ -41,19 +57,26 @@ def test_shared_tuned_resumed_and_listed(tmp_path, monkeypatch, capsys):
     assert tune_shared.main(command) == 0
     first = (into / "resnet20_0.07mb.qldc").read_bytes()
     capsys.readouterr()
-    monkeypatch.setattr(tune_shared, "importance", None)  # must not be needed again
+    monkeypatch.setattr(tune_shared, "freely", None)  # must not be needed again
     assert tune_shared.main(command) == 0
     assert "from step 2; state" in capsys.readouterr().out
-    assert tune_shared.main([*command, "--clusters", "4"]) == 1
-    assert "clusters 8" in capsys.readouterr().err
+    for other, told in (("--clusters", "clusters 8"), ("--free", "free_epochs 1"), ("--limit", "limit None")):
+        assert tune_shared.main([*command, other, "4"]) == 1
+        assert told in capsys.readouterr().err
     entry = compressed_files(into)["resnet20_0.07mb"]
     assert entry["epochs"] == 1 and entry["teacher"] == "resnet20"  # the trained network of the same kind
+    assert entry["free_epochs"] == 1
     assert entry["bytes"] == len(first) and 70_000 < len(first) < 80_000
     assert (into / entry["file"]).read_bytes() == first
     network = decompress(into / entry["file"])
     distinct = {name: len(weight.unique()) for name, weight in weights_of(network).items()}
     assert max(distinct.values()) <= 9
-    behind = torch.load(tmp_path / "state/free/best.pt", weights_only=True)
-    assert len(behind["layer1.0.conv1.parametrizations.weight.original"].unique()) > 1000
+    freed = torch.load(tmp_path / "state/free/state.pt", weights_only=False)["average"]
+    behind = freed["layer1.0.conv1.parametrizations.weight.original"]
+    kept = torch.load(tmp_path / "state/shared.pt", weights_only=True)
+    assert torch.equal(kept["state"]["layer1.0.conv1.weight"], behind)  # the last average, and it has moved
+    assert len(behind.unique()) > 1000 and not torch.equal(behind, original.layer1[0].conv1.weight)
+    codebook, index = kept["shares"]["layer1.0.conv1"]
+    assert torch.corrcoef(torch.stack([codebook[index.long()].flatten(), behind.flatten()]))[0, 1] > 0.8
     norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert all(norm.running_mean.count_nonzero() == 0 for norm in norms)
