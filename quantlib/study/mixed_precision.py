@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
+from quantlib.quantization.affine import QParams, fake_quantize
 from quantlib.quantization.allocation import Table, allocate
 from quantlib.quantization.graph import kind
 from quantlib.quantization.low_bits import activation_scheme, weight_scheme
@@ -31,25 +33,50 @@ def label_free_costs(
         cost = mean over images of  sum over classes  p log(p / q),  p in float, q with one layer rounded
 
     It is the `loss_rise` of [layer][bits], in nats, for weights or for activations (`part`, whose ranges come
-    from the calibrated `seen`; those that no layer reads are left out, as "mixed" never rounds them). Needs
-    no label. Introduced in notebook 10.
+    from the calibrated `seen`). An activation is rounded as "mixed" rounds it: for the layers that read it,
+    not for a shortcut beside them; those that no layer reads are left out. Needs no label. Introduced in
+    notebook 10.
     """
     with torch.no_grad():
         answers = torch.cat([graph(x).softmax(1) for x, _ in batches(images)])
-    layers = [node for node in graph.graph.nodes if kind(node) in ("conv", "linear")]
-    read = {site_name(source(node.args[0])) for node in layers}
+    readers: dict[str, list[str]] = {}
+    for node in graph.graph.nodes:
+        if kind(node) not in ("conv", "linear"):
+            continue
+        readers.setdefault(site_name(source(node.args[0])), []).append(str(node.target))  # type: ignore[arg-type]
     own = replace(images, labels=answers)
     found: Costs = {}
     for bits in widths:
         scheme = weight_scheme(bits, ratios=10) if part == "weight" else activation_scheme(bits)
         prepared = prepare(graph, QConfig(scheme, None) if part == "weight" else QConfig(None, scheme))
-        prepared.activations = {name: each for name, each in prepared.activations.items() if name in read}
+        prepared.activations = {name: each for name, each in prepared.activations.items() if name in readers}
         for name in prepared.activations:
             assert seen is not None
             prepared.set_observer(name, seen.activations[name].with_bits(bits))
         for row in layer_sensitivity(prepared, own, part).layers:
+            if part == "activation":
+                where_read = _rounded_where_read(graph, readers[row.layer], prepared.qparams(row.layer), own)
+                row = replace(row, loss_rise=where_read)
             found.setdefault(row.layer, {})[bits] = row
     return found
+
+
+def _rounded_where_read(
+    graph: fx.GraphModule, readers: Sequence[str], grid: QParams, images: Images
+) -> float:
+    """The divergence when only these layers read the rounded tensor; the labels are the float answers."""
+
+    def rounded(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return fake_quantize(args[0], grid), *args[1:]
+
+    handles = [graph.get_submodule(name).register_forward_pre_hook(rounded) for name in readers]
+    try:
+        with torch.no_grad():
+            logits = torch.cat([graph(x) for x, _ in batches(images)]).double()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return float(F.kl_div(logits.log_softmax(1), images.labels.double(), reduction="batchmean"))
 
 
 def divergences(found: Costs) -> dict[str, dict[int, float]]:
