@@ -81,7 +81,7 @@ def edges_of(codebook: Tensor, members: Tensor, price: float) -> tuple[Tensor, T
     bits = -(members[used][order] / members.sum()).double().log2()
     edges = (values[1:] + values[:-1]) / 2 + price * bits.diff() / (2 * values.diff())
     # Cheapest values in order have edges in order, but for rounding.
-    return values.float(), edges.cummax(0).values.float() if len(edges) else edges.float()
+    return values.float(), edges.cummax(0).values.float()
 
 
 class Resharing(Hooks):
@@ -170,7 +170,7 @@ def settled(
     Introduced in notebook 14.
     """
     plain = copy.deepcopy(network)
-    for name, (weight, _) in free_weights(network).items():
-        make_plain(plain.get_submodule(name), weight.detach().clone())
+    for name, (weight, _) in free_weights(plain).items():
+        make_plain(plain.get_submodule(name), weight.detach())
     price = price_of_size(plain, importances, megabytes, clusters)
     return plain, share_network(plain, importances, price, clusters)
