@@ -16,6 +16,7 @@ import torch
 from quantlib.compression.pruning import Masks, masks_of, sparsity_of
 from quantlib.compression.retraining import MaskedRetraining
 from quantlib.compression.tickets import TicketPlan, Trial, load_plan, start_of, trained
+from quantlib.subject.allocator import keep_freed_memory
 from quantlib.subject.augment import resize
 from quantlib.subject.benchmark import device_name
 from quantlib.subject.campaign import (
@@ -134,6 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     options = campaign_arguments(argv, __doc__, "resnet20_ticket", "tickets")
 
     def work() -> None:
+        keep_freed_memory()  # one worker trains in this process
         plan = load_plan(options.recipe)
         folder = options.folder or plan.folder()
 

@@ -163,6 +163,26 @@ def test_the_teacher_is_asked_once(small_world, tmp_path, monkeypatch):
     assert torch.equal(answers_of(PLAN, small_world, tmp_path), first)
 
 
+def test_a_killed_teacher_goes_on_where_it_stopped(small_world, tmp_path, monkeypatch):
+    whole = answers_of(PLAN, small_world, tmp_path / "at once")
+    asked, ask = [], students.teacher_logits
+
+    def dies_once(teacher, images, device):
+        asked.append(len(images))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return ask(teacher, images, device=device)
+
+    monkeypatch.setattr(students, "PART", 5)
+    monkeypatch.setattr(students, "teacher_logits", dies_once)
+    with pytest.raises(KeyboardInterrupt):
+        answers_of(PLAN, small_world, tmp_path)
+    found = answers_of(PLAN, small_world, tmp_path)
+    torch.testing.assert_close(found, whole)  # batches of 5 round otherwise than one of 16
+    assert asked == [5, 5, 5, 5, 1]  # the third part twice, the first two once, in the order of the images
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("answers")] == ["answers.pt"]
+
+
 def test_another_recipe_or_checkpoint_has_another_folder(monkeypatch):
     digests = {"resnet50": "a", "resnet20": "b"}
     monkeypatch.setattr(students.checkpoints, "checkpoint_info", lambda name: {"sha256": digests[name]})
