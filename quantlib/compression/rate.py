@@ -158,6 +158,14 @@ def importance(
     return found
 
 
+def layer_price(price: float, importance: float) -> float:
+    """The price of a bit in a layer's own unit, a squared weight: price / importance.
+
+    A layer without any importance pays so much that it keeps nothing but zeros. Introduced in notebook 14.
+    """
+    return price / max(importance, 1e-30)
+
+
 def share_network(
     model: nn.Module, importances: Mapping[str, float], price: float, clusters: int = 16
 ) -> dict[str, Shared]:
@@ -167,7 +175,7 @@ def share_network(
     no other division of the same bits over the layers does better by this measure. Introduced in notebook 14.
     """
     return {
-        name: share_at_rate(weight, clusters, price / max(importances[name], 1e-30))
+        name: share_at_rate(weight, clusters, layer_price(price, importances[name]))
         for name, weight in weights_of(model).items()
     }
 
@@ -185,7 +193,7 @@ def price_of_size(
 
     def size(price: float) -> float:
         found = (
-            solve(w, clusters, price / max(importances[n], 1e-30), SEARCH).members for n, w in weights.items()
+            solve(w, clusters, layer_price(price, importances[n]), SEARCH).members for n, w in weights.items()
         )
         return sum(entropy_bits(members) for members in found) / 8e6
 

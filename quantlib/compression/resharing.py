@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from quantlib.compression.codebook import make_plain, weights_of
 from quantlib.compression.huffman import entropy_bits
-from quantlib.compression.rate import SETTLED, Histogram, price_of_size, share_network, solve
+from quantlib.compression.rate import SETTLED, Histogram, layer_price, price_of_size, share_network, solve
 from quantlib.compression.sharing import Shared
 from quantlib.errors import ConfigError
 from quantlib.subject.hooks import Hooks
@@ -120,7 +120,7 @@ class Resharing(Hooks):
         """Give each layer the codebook of the weights behind it, at the present price; the size in MB."""
         bits = 0.0
         for name, (weight, free) in free_weights(network).items():
-            price = self.price / max(self.importances[name], 1e-30)
+            price = layer_price(self.price, self.importances[name])
             found = solve(Histogram.of(weight.cpu().numpy()), self.clusters, price, SETTLED)
             free.hold(*edges_of(torch.from_numpy(found.codebook), torch.from_numpy(found.members), price))
             bits += entropy_bits(found.members)
