@@ -20,10 +20,9 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-sanitize-with notebooks/nbval_s
 
 help: ## this list
 	@echo "Usage: make TARGET [NAME=value ...]"
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' \
-	    | awk -F '\t' '{ printf "  %-10s %s\n", $$1, $$2 }'
-	@echo "Settings: PROFILE=quick|full  NB=03  ONLY=03  FROM=05  ARGS='-p BITS=4'  PYTHON=python3.12"
-	@echo "          TORCH_INDEX=https://download.pytorch.org/whl/cpu  (PyTorch without CUDA: 10 times smaller)"
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{ printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "Settings: PROFILE=quick|full  NB=03  ONLY=04  FROM=05  ARGS='-p BITS=5'  PYTHON=python3.12"
+	@echo "          TORCH_INDEX=https://download.pytorch.org/whl/cpu  (PyTorch without CUDA: 0.2 GB to download)"
 
 setup: $(STAMP) ## make .venv and install everything into it (the other targets do this first)
 
@@ -64,7 +63,7 @@ site: $(STAMP) ## build the course as a web site: build/site/index.html
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[site]'
 	@$(PY) -m quantlib.study.site
 
-bench: $(STAMP) ## time every engine that is installed (pip install -e '.[rivals]' adds OpenVINO): ARGS='--few'
+bench: $(STAMP) ## time every engine that is installed (README: how to add OpenVINO): ARGS='--few'
 	@$(PY) -m quantlib.study.bench $(ARGS)
 
 data: $(STAMP) ## fetch all of CIFAR-10 (180 MB); make study at quick size does not need it

@@ -32,15 +32,6 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A notebook that the course names and that is not yet written."""
-
-    number: str
-    title: str
-    question: str
-
-
-@dataclass(frozen=True)
 class Notebook:
     """One notebook of the course; `minutes` and `settings` are keyed by profile."""
 
@@ -68,7 +59,6 @@ class Course:
     title: str
     profiles: dict[str, dict[str, Any]]
     notebooks: tuple[Notebook, ...]
-    planned: tuple[Planned, ...]
     claims: tuple[Claim, ...]
     published: tuple[Published, ...] = ()
 
@@ -140,7 +130,6 @@ def course(root: Path | str | None = None) -> Course:
             title=raw.get("title", ""),
             profiles=raw["profiles"],
             notebooks=tuple(_notebook(entry, tuple(raw["profiles"])) for entry in raw["notebooks"]),
-            planned=tuple(Planned(**entry) for entry in raw.get("planned", [])),
             claims=tuple(Claim(**entry) for entry in raw.get("claims", [])),
             published=tuple(Published(**entry) for entry in raw.get("published", [])),
         )
@@ -167,9 +156,7 @@ def _notebook(entry: dict[str, Any], profiles: tuple[str, ...]) -> Notebook:
 def _check(loaded: Course) -> None:
     """Raise StudyError for the first entry that contradicts another."""
     numbers = [notebook.number for notebook in loaded.notebooks]
-    every = numbers + [planned.number for planned in loaded.planned]
-    # A planned notebook may lie between written ones, in the file too: several are written side by side.
-    if numbers != sorted(numbers) or len(set(every)) != len(every):
+    if numbers != sorted(set(numbers)):
         raise StudyError("course.toml must list its notebooks in order, each number once.")
     for notebook in loaded.notebooks:
         if not re.fullmatch(rf"{notebook.number}_[a-z0-9_]+\.ipynb", notebook.file):
@@ -178,7 +165,7 @@ def _check(loaded: Course) -> None:
             if not name.startswith(notebook.number + "_"):
                 raise StudyError(f"course.toml: notebook {notebook.number} cannot write {name!r}.")
     for claim in loaded.claims:
-        if claim.notebook not in every:
+        if claim.notebook not in numbers:
             raise StudyError(
                 f"course.toml: claim {claim.id!r} names {claim.notebook!r}, which it does not list."
             )

@@ -4,6 +4,7 @@ A block is everything between `<!-- generated: NAME -->` and `<!-- end -->`; NAM
 """
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from quantlib.compression.compressed import compressed_files
 from quantlib.errors import QuantlibError, StudyError
 from quantlib.study.manifest import Course, course
 from quantlib.study.origin import outdated
@@ -22,6 +24,10 @@ BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DO
 """A generated block, its name and its content."""
 EARLIER = " (earlier weights)"
 """What marks a figure that was measured on other weights than checkpoints/ holds now."""
+TRAINED = "fp32_training_hours"
+"""The headline figure of the training's length."""
+RUNTIMES = ("torch", "onnxruntime", "openvino")
+"""The runtimes whose versions stand beside the speeds."""
 Old = Collection[str]
 """The experiments that `outdated` names: every block gets them, the table of notebooks needs none."""
 
@@ -40,8 +46,12 @@ def headline_table(loaded: Course, old: Old) -> str:
         csv = loaded.root / "results" / f"{source}.csv"
         link = f"[`{source}`](results/{source}.csv)" if csv.is_file() else str(source)
         link += EARLIER if source in old else ""
-        lines.append(f"| `{entry['name']}` | {entry['value']:.4g}{unit} | {interval} | {count} | {link} |")
+        lines.append(f"| `{entry['name']}` | {_number(entry['value'])}{unit} | {interval} | {count} | {link} |")
     return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
 def _headlines(loaded: Course) -> pd.DataFrame:
@@ -76,9 +86,13 @@ def notebook_table(loaded: Course, _: Old = ()) -> str:
         lines.append(
             f"| {entry.number} | [{entry.title}](notebooks/{entry.file}) | {entry.question} | {minutes} |"
         )
-    for planned in loaded.planned:
-        lines.append(f"| {planned.number} | {planned.title} | {planned.question} |" + " |" * len(names))
+    spent = " | ".join(_duration(sum(nb.minutes[name] for nb in loaded.notebooks)) for name in names)
+    lines.append(f"| | all of them | | {spent} |")
     return "\n".join(lines)
+
+
+def _duration(minutes: float) -> str:
+    return f"{minutes:.1f}" if minutes < 120 else f"{minutes / 60:.0f} h"
 
 
 def claims_table(loaded: Course, old: Old | None = None, published: bool = False) -> str:
@@ -100,7 +114,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def weights_paragraph(_: Course, old: Old) -> str:
-    """The checkpoints that are shipped with their accuracy, and what still waits for a run on them."""
+    """The shipped checkpoints and compressed files with their accuracy, and what waits for a run on them."""
     lines = []
     for entry in checkpoint_index().values():
         found = entry["metrics"]
@@ -108,6 +122,11 @@ def weights_paragraph(_: Course, old: Old) -> str:
             f"- `{entry['file']}`, {entry['bytes'] / 1e6:.2f} MB: {found['test_accuracy']:.2f} "
             f"[{found['test_low']:.2f}, {found['test_high']:.2f}] on {found['test_n']:,} test images"
             + (f"; a {entry['status']}" if entry.get("status") else "")
+        )
+    for entry in compressed_files().values():
+        lines.append(
+            f"- `{entry['file']}`, {entry['bytes'] / 1e6:.2f} MB, `{entry['start']}` with shared values: "
+            f"{entry['validation_accuracy']:.2f} on {entry['validation_n']:,} validation images"
         )
     waiting = sorted({experiment[:2] for experiment in old})
     if waiting:
@@ -118,8 +137,25 @@ def weights_paragraph(_: Course, old: Old) -> str:
     return "\n".join(lines) or "None yet; `make train` makes them."
 
 
+def machine_paragraph(loaded: Course, _: Old = ()) -> str:
+    """Where the speeds were measured and how long the training took, from the files beside the results."""
+    path = loaded.root / "results" / "18_speed.json"
+    if not path.is_file():
+        return "No speed is recorded yet."
+    made = json.loads(path.read_text())
+    machine, versions = made["machine"], made["versions"]
+    known = _headlines(loaded).set_index("name")["value"]
+    hours = f" The ResNet-50 was trained in {known[TRAINED]:.1f} hours on two cores." if TRAINED in known else ""
+    rivals = ", ".join(f"{name} {versions[name]}" for name in RUNTIMES if name in versions)
+    return (
+        f"Speeds: {machine['cpu']}, {machine['threads']} threads, {machine['isa']}; {rivals} "
+        f"({made['date']}).{hours}"
+    )
+
+
 BLOCKS: dict[str, Callable[[Course, Old], str]] = {
     "headline": headline_table,
+    "machine": machine_paragraph,
     "weights": weights_paragraph,
     "published": published_table,
     "notebooks": notebook_table,

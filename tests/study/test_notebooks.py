@@ -159,10 +159,6 @@ text = "Never measured here"
 value = "1 point"
 source = "Nobody 2021"
 headline = "absent"
-[[planned]]
-number = "03"
-title = "Gamma"
-question = "Why gamma?"
 """
 
 
@@ -182,7 +178,7 @@ def test_tables_of_the_readme_by_hand(small_course):
     assert readme.notebook_table(loaded).splitlines()[2:] == [
         "| 01 | [Alpha](notebooks/01_alpha.ipynb) | Why alpha? | 0.5 | 1 |",
         "| 02 | [Beta](notebooks/02_beta.ipynb) | Why beta? | 0.5 | 1 |",
-        "| 03 | Gamma | Why gamma? | | |",
+        "| | all of them | | 1.0 | 2.0 |",
     ]
     assert readme.claims_table(loaded, ("02_things",), published=True).splitlines()[2:] == [
         "| The first thing holds. | open |  | we found none | 01 |",
