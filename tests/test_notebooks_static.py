@@ -1,7 +1,10 @@
 """Notebooks, course.toml, figures and README agree, checked without running anything."""
 
+import ast
+import inspect
 import json
 import re
+from importlib import import_module
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -43,6 +46,27 @@ def test_stored_clean(path):
 
 
 @pytest.mark.skipif(not FILES, reason="no notebooks yet")
+def imported(path):
+    """What a notebook imports by name from quantlib: functions and classes, not constants and modules."""
+    code = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "quantlib":
+            for alias in node.names:
+                found = getattr(import_module(node.module), alias.name, None)
+                if inspect.isfunction(found) or inspect.isclass(found):
+                    yield found
+
+
+@pytest.mark.parametrize("path", FILES or NONE, ids=name)
+def test_what_a_notebook_uses_says_which_notebook_introduces_it(path):
+    silent = {
+        found.__qualname__ for found in imported(path)
+        if not issubclass(found if inspect.isclass(found) else object, Exception)
+        and not re.search(r"Introduced\s+in\s+notebook", inspect.getdoc(found) or "")
+    }  # fmt: skip
+    assert not silent
+
+
 def test_every_listed_notebook_is_there_and_none_else():
     listed = {entry.file for entry in COURSE.notebooks}
     assert {path.name for path in FILES if path.parent.name == "notebooks"} == listed

@@ -40,6 +40,7 @@ class Lesson:
     norms: batch norms follow the statistics of what enters them. A network that was cut needs that. One that
     is near the whole one already is better off without: these images are not augmented, those that the
     statistics are of were, and the difference alone can be twenty times the error that there was.
+    Introduced in notebook 11.
     """
 
     iterations: int = 300

@@ -52,13 +52,16 @@ def _best_within(ways: Sequence[Choice], limit: float, of: str) -> Choice:
 
 
 def total(options: Options, plans: Mapping[str, Plan], of: str) -> float:
-    """What the layers of `options` cost (`of` "macs", "parameters") or err ("error") together under plans."""
+    """What the layers of `options` cost (`of` "macs", "parameters") or err ("error") together under plans.
+
+    Introduced in notebook 17.
+    """
     picks = [next(way for way in ways if way.plan == plans.get(name)) for name, ways in options.items()]
     return float(sum(getattr(way, of) for way in picks))
 
 
 def share_of(options: Options, plans: Mapping[str, Plan], of: str = "macs") -> float:
-    """What the plans cost, as a share of what the layers cost as they are."""
+    """What the plans cost, as a share of what the layers cost as they are. Introduced in notebook 17."""
     return total(options, plans, of) / _whole(options, of)
 
 

@@ -103,7 +103,10 @@ def attach(model: nn.Module, shared: Mapping[str, Shared]) -> nn.Module:
 
 
 def detach(model: nn.Module) -> nn.Module:
-    """A copy in which every looked-up weight is an ordinary one again, equal values and all."""
+    """A copy in which every looked-up weight is an ordinary one again, equal values and all.
+
+    Introduced in notebook 13.
+    """
     result = copy.deepcopy(model)
     for layer in list(result.modules()):
         if _is_shared(layer):
@@ -122,7 +125,7 @@ def make_plain(layer: nn.Module, weight: Tensor) -> None:
 
 
 def codebooks(model: nn.Module) -> dict[str, Tensor]:
-    """The shared values of each layer that `attach` has given some."""
+    """The shared values of each layer that `attach` has given some. Introduced in notebook 13."""
     found = {}
     for name, layer in model.named_modules():
         if _is_shared(layer):
@@ -139,7 +142,10 @@ def _is_shared(layer: nn.Module) -> bool:
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that are shared: of every convolution and linear layer, by layer name."""
+    """The weights that are shared: of every convolution and linear layer, by layer name.
+
+    Introduced in notebook 13.
+    """
     return {
         name: layer.weight
         for name, layer in model.named_modules()
@@ -149,7 +155,10 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def with_weights(model: nn.Module, shared: Mapping[str, Shared]) -> nn.Module:
-    """A copy of `model` whose named layers hold the shared weights, as ordinary weights."""
+    """A copy of `model` whose named layers hold the shared weights, as ordinary weights.
+
+    Introduced in notebook 13.
+    """
     result = copy.deepcopy(model)
     for name, found in shared.items():
         layer: Any = result.get_submodule(name)

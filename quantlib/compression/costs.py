@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from quantlib.subject.modes import answering
+
 
 class Cost(NamedTuple):
     """What one image costs: multiply-accumulates and parameters, in all and by layer."""
@@ -42,19 +44,20 @@ def macs(model: nn.Module, image: Tensor) -> Cost:
         for name, module in model.named_modules()
         if isinstance(module, (nn.Conv2d, nn.Linear))
     ]
-    training = [module for module in model.modules() if module.training]
     try:
-        model.eval()(batch)
+        with answering(model):
+            model(batch)
     finally:
-        for module in training:
-            module.training = True
         for handle in handles:
             handle.remove()
     return Cost(sum(found.values()), sum(p.numel() for p in model.parameters()), dict(found))
 
 
 def convolution_macs(layers: nn.Module, size: tuple[int, int]) -> int:
-    """Multiply-adds of convolutions that follow each other, for one input of that height and width."""
+    """Multiply-adds of convolutions that follow each other, for one input of that height and width.
+
+    Introduced in notebook 17.
+    """
     total, (high, wide) = 0, size
     for conv in layers.modules():
         if isinstance(conv, nn.Conv2d):

@@ -10,6 +10,7 @@ from quantlib.errors import ConfigError
 from quantlib.subject.data import Images, batches
 from quantlib.subject.evaluation import usual_batch
 from quantlib.subject.hooks import Hooks
+from quantlib.subject.modes import answering
 from quantlib.subject.trainer import Trainer
 
 
@@ -53,12 +54,9 @@ def teacher_logits(
     any size cost one pass in all.
     Introduced in notebook 15.
     """
-    was_training, size = teacher.training, batch_size or usual_batch(device)
-    teacher.eval()
-    try:
-        found = [(teacher(x) + teacher(x.flip(-1))) / 2 for x, _ in batches(images, size, device)]
-    finally:
-        teacher.train(was_training)
+    with answering(teacher):
+        every = batches(images, batch_size or usual_batch(device), device)
+        found = [(teacher(x) + teacher(x.flip(-1))) / 2 for x, _ in every]
     return torch.cat(found).float().cpu()
 
 

@@ -14,14 +14,20 @@ from quantlib.errors import ConfigError
 
 
 class Plan(NamedTuple):
-    """How one layer is factorized: a name of METHODS and the rank, for tucker2 the pair (out, in)."""
+    """How one layer is factorized: a name of METHODS and the rank, for tucker2 the pair (out, in).
+
+    Introduced in notebook 17.
+    """
 
     method: str
     rank: int | tuple[int, int]
 
 
 def factor_shapes(conv: nn.Conv2d, plan: Plan) -> list[tuple[int, int, int, int]]:
-    """The shapes of the weights that a plan gives, in the order in which they are applied."""
+    """The shapes of the weights that a plan gives, in the order in which they are applied.
+
+    Introduced in notebook 17.
+    """
     (out, inputs, height, width), rank = conv.weight.shape, plan.rank
     if isinstance(rank, tuple):
         return [(rank[1], inputs, 1, 1), (rank[0], rank[1], height, width), (out, rank[0], 1, 1)]
@@ -122,7 +128,10 @@ def factorize(
 
 
 def skeleton_of(model: nn.Module, plans: Mapping[str, Plan]) -> nn.Module:
-    """A copy of `model` of the shape that `factorize` gives, its new weights without values."""
+    """A copy of `model` of the shape that `factorize` gives, its new weights without values.
+
+    Introduced in notebook 17.
+    """
     return _replaced(model, plans, lambda name, conv, plan: skeleton(conv, plan))
 
 

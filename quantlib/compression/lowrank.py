@@ -150,6 +150,7 @@ def aware_factors(
     factorize W x_in C^(1/2), C the inputs' (in, in) moment, undo the root in the first factor, and fit the
     last factor by least squares. All factors have about one size, or gradient descent would move the product
     by the largest of them. Exact at full rank. Source: Zhang et al. 2016 (channel). Notebook 17.
+    Introduced in notebook 17.
     """
     scale = torch.ones_like(weight[:, :1, :1, :1])
     if influence is not None:  # a channel that nothing depends on still gets a little
@@ -178,7 +179,10 @@ def of_one_size(factors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def output_error(change: Tensor, moment: Tensor, influence: Tensor | None = None) -> float:
-    """tr(diag(influence) C moment C^T) of a change C of the filters, see `aware_factors`."""
+    """tr(diag(influence) C moment C^T) of a change C of the filters, see `aware_factors`.
+
+    Introduced in notebook 17.
+    """
     rows = change.detach().flatten(1)
     squares = ((rows @ moment) * rows).sum(1).clamp(min=0)
     return float((squares if influence is None else squares * influence).double().sum())
@@ -188,6 +192,7 @@ def principal_outputs(weight: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
     """Power of the outputs W u along their principal directions, falling; and the directions, as columns.
 
     The eigenvectors of E[y y^T] = W moment W^T; (min(out, in kh kw),), (out, as many). Notebook 17.
+    Introduced in notebook 17.
     """
     matrix = channel_matrix(weight)
     if matrix.shape[0] <= matrix.shape[1]:

@@ -37,7 +37,7 @@ class Choice(NamedTuple):
 
 
 def convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
-    """The convolutions that can be factorized, by name."""
+    """The convolutions that can be factorized, by name. Introduced in notebook 17."""
     found = {name: part for name, part in model.named_modules() if isinstance(part, nn.Conv2d)}
     return {name: conv for name, conv in found.items() if can_be_factorized(conv)}
 

@@ -77,13 +77,11 @@ class MaskedRetraining(Hooks):
     Before a step the gradients of dropped weights are set to zero, so that no momentum gathers behind the
     masks and Muon does not see them; after the step the weights are. The averaged weights follow, and the
     best epoch is looked for anew whenever the network gets sparser. `masks` without `pruning`: these, for
-    good. `goal`: hooks whose loss is trained for, instead of the recipe's. Introduced in notebook 11.
+    good. `goal`: hooks whose loss is trained for; until it is set, the recipe's. Introduced in notebook 11.
     """
 
-    def __init__(
-        self, pruning: Pruning | None = None, masks: Masks | None = None, goal: Hooks | None = None
-    ) -> None:
-        self.pruning, self.masks, self.goal = pruning, dict(masks or {}), goal or Hooks()
+    def __init__(self, pruning: Pruning | None = None, masks: Masks | None = None) -> None:
+        self.pruning, self.masks, self.goal = pruning, dict(masks or {}), Hooks()
         self.asked = -1.0  # the sparsity of the last cut
 
     @property

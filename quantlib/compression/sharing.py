@@ -138,13 +138,16 @@ def optimum(values: ArrayLike, clusters: int) -> Values:
 
 
 def nearest(values: ArrayLike, centroids: ArrayLike) -> NDArray[np.int64]:
-    """For each value the place of its nearest centroid; of two equally near, the lower."""
+    """For each value the place of its nearest centroid; of two equally near, the lower.
+
+    Introduced in notebook 13.
+    """
     centroids = np.asarray(centroids, np.float64)
     return np.searchsorted((centroids[:-1] + centroids[1:]) / 2, values)
 
 
 def squared_error(values: ArrayLike, centroids: ArrayLike) -> float:
-    """Sum of the squared distances to the nearest centroids."""
+    """Sum of the squared distances to the nearest centroids. Introduced in notebook 13."""
     every = np.asarray(values, np.float64)
     return float(np.square(every - np.asarray(centroids)[nearest(every, centroids)]).sum())
 

@@ -83,7 +83,10 @@ class StudentPlan:
 
 
 def load_plan(name_or_path: str) -> StudentPlan:
-    """The plan of a recipe with a [students] table; ConfigError for one without, or with unknown settings."""
+    """The plan of a recipe with a [students] table; ConfigError for one without, or with unknown settings.
+
+    Introduced in notebook 15.
+    """
     needs = {"arms": "a list of tables, [[students.arms]], one for each way to train"}
     recipe, own = read_table(
         name_or_path, "students", set(StudentPlan.__dataclass_fields__) - {"recipe"}, needs

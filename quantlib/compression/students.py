@@ -137,7 +137,7 @@ def run_one(
 def finished(plan: StudentPlan, root: Path | None = None) -> list[dict[str, Any]]:
     """The results that are there, in the plan's order, without training any; ConfigError for others' ones.
 
-    What another machine has finished and committed is there too, see `take_over`.
+    What another machine has finished and committed is there too, see `take_over`. Introduced in notebook 15.
     """
     root = root or plan.folder()
     of_one_plan(root, plan.folder().name)
@@ -146,13 +146,13 @@ def finished(plan: StudentPlan, root: Path | None = None) -> list[dict[str, Any]
 
 
 def run_plan(
-    plan: StudentPlan, workers: int = 1, root: Path | None = None, data_root: str | None = None,
+    plan: StudentPlan, root: Path | None = None, workers: int = 1, data_root: str | None = None,
     device: str = "cpu",
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Train every student of the plan and yield each result; killed, it goes on where it stopped.
 
     What another machine has finished and committed is not trained again, see `take_over`. Raises ConfigError
-    when `root` holds the runs of another plan.
+    when `root` holds the runs of another plan. Introduced in notebook 15.
     """
     root = root or plan.folder()
     of_one_plan(root, plan.folder().name)
@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
         def said(result: Mapping[str, Any]) -> str:
             return f"{result['arm']}, seed {result['seed']}: {evaluation_of(plan, result, options.data)}"
 
-        results = run_plan(plan, options.workers, folder, options.data, options.device)
+        results = run_plan(plan, folder, options.workers, options.data, options.device)
         report_runs(results, len(plan.runs()), options.workers, folder, said)
 
     return run_command(work, kept="every run is saved")

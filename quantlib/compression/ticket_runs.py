@@ -92,7 +92,7 @@ def run_trial(
 
 @lru_cache(maxsize=3)
 def images(plan: TicketPlan, split: str, root: str | None = None) -> Images:
-    """The images of a plan, of the side that it wants."""
+    """The images of a plan, of the side that it wants. Introduced in notebook 12."""
     found = campaign_images(split, plan.source, plan.images, root)
     if plan.side != found.pixels.shape[-1]:
         small = resize(found.pixels.float(), plan.side).round().clamp(0, 255).to(torch.uint8)

@@ -29,7 +29,10 @@ OTHER_START = 1000
 
 
 class Trial(NamedTuple):
-    """One training run: an arm ("dense" or one of ARMS), the share of the weights left, a seed."""
+    """One training run: an arm ("dense" or one of ARMS), the share of the weights left, a seed.
+
+    Introduced in notebook 12.
+    """
 
     arm: str
     left: float
@@ -132,7 +135,10 @@ def initial(model: str, seed: int) -> nn.Module:
 
 
 def trained(plan: TicketPlan, trial: Trial, root: Path, file: str = "best.pt") -> nn.Module:
-    """The network that a run left behind: "best.pt", or "rewind.pt" of a dense one."""
+    """The network that a run left behind: "best.pt", or "rewind.pt" of a dense one.
+
+    Introduced in notebook 12.
+    """
     return load_best(build(plan.recipe.model), root / trial.name, file)
 
 

@@ -81,7 +81,10 @@ def logit_influence(
 
 
 def input_sizes(model: nn.Module, image: Tensor, names: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Height and width of what each named convolution reads, for one image (1, c, h, w)."""
+    """Height and width of what each named convolution reads, for one image (1, c, h, w).
+
+    Introduced in notebook 17.
+    """
     sizes: dict[str, tuple[int, int]] = {}
 
     def see(name: str, conv: nn.Conv2d, x: Tensor, _: Tensor) -> None:

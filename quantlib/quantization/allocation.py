@@ -111,6 +111,8 @@ def total(table: Table, chosen: Mapping[str, int]) -> float:
 def average_bits(counts: Mapping[str, int], chosen: Mapping[str, int]) -> float:
     """Bits a value, averaged over all values: sum of counts * bits / sum of counts. Notebook 10.
 
+    Introduced in notebook 10.
+
     >>> average_bits({"a": 30, "b": 10}, {"a": 3, "b": 8})
     4.25
     """

@@ -117,7 +117,10 @@ class Engine(RuntimeEngine):
 
 
 def session_options() -> Any:
-    """ONNX Runtime's options for a fair neighbour: torch's number of threads, idle between two runs."""
+    """ONNX Runtime's options for a fair neighbour: torch's number of threads, idle between two runs.
+
+    Introduced in notebook 08.
+    """
     options = onnx_package("onnxruntime").SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     # Its threads would spin on for a while after each run, on the cores that torch works on meanwhile.
@@ -126,7 +129,10 @@ def session_options() -> Any:
 
 
 def onnxruntime_session(model: bytes, options: Any = None) -> Any:
-    """A session of ONNX Runtime on the CPU, with session_options() unless others are given."""
+    """A session of ONNX Runtime on the CPU, with session_options() unless others are given.
+
+    Introduced in notebook 08.
+    """
     options = session_options() if options is None else options
     start = onnx_package("onnxruntime").InferenceSession
     return start(model, options, providers=["CPUExecutionProvider"])

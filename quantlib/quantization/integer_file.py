@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from quantlib.errors import CheckpointError, ConfigError
 from quantlib.quantization import quantized_file
 from quantlib.quantization.fused import Flatten
 from quantlib.quantization.integer_graph import Integer, Step, assemble
@@ -76,16 +75,12 @@ def load_integer(path: str | Path) -> Integer:
 
 def rebuild(path: str | Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> Integer:
     """The network of these tensors and of a description by `describe`; CheckpointError when there is none."""
-    try:
+    with quantized_file.sense_of(path):
         check_name(description["rounding"], ROUNDINGS, "rounding")
         steps = [_step(step, tensors) for step in description["steps"]]
         if not steps:
             raise KeyError("steps")
         return assemble(steps, description["rounding"])
-    except (AttributeError, ConfigError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} describes a network that cannot be built ({error!r}); save it again."
-        ) from error
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class IntegerLayer(IntegerOperator):
     made from them: multiplier float32 (out,), None without output_grid; weight_sum int32 (out,);
     offset int32 (out,) = bias - zero_in * weight_sum.
     Attributes: name (for messages), input_grid, output_grid (None: the result stays int32), relu, ceiling,
-    rounding; low, high: the clamp.
+    rounding; low, high: the clamp. Introduced in notebook 08.
     """
 
     settings: ClassVar[tuple[str, ...]] = (

@@ -79,7 +79,7 @@ def openvino_model(model: Any, precision: str = "f32", **more: Any) -> Any:
     """Compile a serialized ONNX graph, a path or a model of OpenVINO's, with torch's number of threads.
 
     precision: of what is not quantized; OpenVINO's own choice is "bf16" where the CPU has it. `more`: its own
-    settings, by name.
+    settings, by name. Introduced in notebook 18.
     """
     core = _openvino().Core()
     settings = {

@@ -53,7 +53,7 @@ def quantize_uint8(x: Tensor, inverse: float, zero_point: int, low: int, high: i
     One pass per operation over all of `x` would read and write main memory five times; over pieces it does so
     once. Clamping first changes nothing, since low and high are integers; then the sum with ROUNDER rounds,
     and its low byte is the answer. torch's own conversion of float32 to uint8 is not vectorized.
-    x: float32, dense; same shape and layout out.
+    x: float32, dense; same shape and layout out. Introduced in notebook 07.
     """
     x = x.float()
     out = torch.empty_like(x, dtype=torch.uint8)
@@ -91,7 +91,7 @@ def pack_conv(weight: Tensor, weight_scale: Tensor, geometry: Geometry, shape: S
     """int8 weight (out, in/groups, h, w) in the blocked layout that the kernel wants for inputs of `shape`.
 
     The layout depends on the height and width; one that does not fit is laid out anew by every call, which
-    costs more than the convolution itself.
+    costs more than the convolution itself. Introduced in notebook 07.
     """
     if not has_onednn():
         return weight.float()
@@ -107,6 +107,7 @@ def int8_conv(
     """relu(sum (q - zero_point) * qw  *  scale * weight_scale + bias) as float32, int32 sums inside.
 
     q: uint8 (n, c, h, w); grid: scale and zero point of q; weight_scale float32 (out,).
+    Introduced in notebook 07.
     """
     scale, zero_point = grid
     if not has_onednn():
@@ -120,7 +121,10 @@ def int8_conv(
 
 
 def pack_linear(weight: Tensor, shape: Sequence[int]) -> Tensor:
-    """int8 weight (out, in) in the blocked layout that the kernel wants for inputs of `shape`."""
+    """int8 weight (out, in) in the blocked layout that the kernel wants for inputs of `shape`.
+
+    Introduced in notebook 07.
+    """
     if not has_onednn():
         return weight.float()
     packed: Tensor = torch.ops.onednn.qlinear_prepack(weight, shape)
@@ -134,6 +138,7 @@ def int8_linear(
     """relu(sum (q - zero_point) * qw  *  scale * weight_scale + bias [+ other]) as float32.
 
     q: uint8 (n, in); other: float32 (n, out), the other summand of a residual block.
+    Introduced in notebook 07.
     """
     scale, zero_point = grid
     if not has_onednn():

@@ -45,7 +45,10 @@ def weight_scheme(bits: int, ratios: int = 100, narrow: bool = False, observer: 
 
 
 def activation_scheme(bits: int, observer: str = ACTIVATION_OBSERVER) -> Scheme | None:
-    """Unsigned activations with a zero point, one range per tensor. Notebook 10."""
+    """Unsigned activations with a zero point, one range per tensor. Notebook 10.
+
+    Introduced in notebook 10.
+    """
     return None if bits == FLOAT_BITS else Scheme(bits, observer=observer)
 
 

@@ -110,33 +110,41 @@ def load_mixed(path: str | Path, model: nn.Module | None = None) -> Mixed:
     """The network that `save_mixed` wrote, bit for bit.
 
     `model`: the float network, of any weights; needed when the file names no architecture of ours.
-    Raises CheckpointError when the file is missing, damaged, of another version or of another architecture.
+    Raises CheckpointError when the file is missing, damaged, of another version or of another architecture,
+    or when its description does not fit its tensors.
     Introduced in notebook 07.
     """
     tensors, description = quantized_file.read(path, KIND, VERSION)
-    name = description["architecture"]
+    with quantized_file.sense_of(path):
+        name, layers, grids = (description[key] for key in ("architecture", "layers", "grids"))
+        grids = {layer: (scale, zero, low, high) for layer, (scale, zero, low, high) in grids.items()}
     if model is None and name not in MODELS:
         raise CheckpointError(
             f"{path} names no architecture of quantlib's; pass it as load_mixed(path, model=...)."
         )
     model = build(name).eval() if model is None else model
     graph = canonical_copy(model, unsupported="float")
-    if _operators(graph) != description["layers"]:
+    if _operators(graph) != layers:
         raise CheckpointError(
             f"{path} holds another architecture than {type(model).__name__}; pass the right one."
         )
-    if not has_vnni() and any(quant_max > 127 for *_, quant_max in description["grids"].values()):
+    if not has_vnni() and any(quant_max > 127 for *_, quant_max in grids.values()):
         warnings.warn(
             f"This CPU has no VNNI: {path} has 8-bit activations, whose int16 sums could saturate; convert "
             "the network on this machine, which gives them 7 bits.",
             stacklevel=2,
         )
-    for layer, grid in description["grids"].items():
-        node = next(n for n in graph.graph.nodes if n.target == layer)
-        scale, zero_point, quant_min, quant_max = grid
+    with quantized_file.sense_of(path):
+        return _with_kernels(graph, tensors, grids)
+
+
+def _with_kernels(graph: fx.GraphModule, tensors: dict[str, Tensor], grids: dict[str, Any]) -> Mixed:
+    """The folded float network with the int8 kernels of a file in the place of its layers."""
+    nodes = {node.target: node for node in graph.graph.nodes}
+    for layer, (scale, zero_point, quant_min, quant_max) in grids.items():
         qparams = QParams(torch.tensor(scale), torch.tensor(zero_point), quant_min, quant_max)
         weight, weight_scale = tensors[f"{layer}.weight"], tensors[f"{layer}.weight_scale"]
-        replace_layer(graph, node, qparams, weight, weight_scale, tensors.get(f"{layer}.bias"))
+        replace_layer(graph, nodes[layer], qparams, weight, weight_scale, tensors.get(f"{layer}.bias"))
     mixed = finish(graph)
     mixed.graph_module.load_state_dict(tensors)
     return mixed

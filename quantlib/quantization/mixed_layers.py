@@ -156,7 +156,7 @@ class MixedConv2d(MixedLayer):
 
 
 def pixels(x: Tensor) -> Tensor:
-    """(n, c, h, w) as (n*h*w, c)."""
+    """(n, c, h, w) as (n*h*w, c). Introduced in notebook 07."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 

@@ -89,7 +89,7 @@ def layer_differences(model: Integer, x: Tensor, run: Runtime, form: str = "qdq"
 
 
 def onnxruntime(model: bytes, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """A Runtime: ONNX Runtime."""
+    """A Runtime: ONNX Runtime. Introduced in notebook 08."""
     session = onnxruntime_session(model)
     names = [result.name for result in session.get_outputs()]
     return dict(zip(names, session.run(names, dict(arrays)), strict=True))

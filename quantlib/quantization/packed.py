@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantlib.errors import CheckpointError, ConfigError
+from quantlib.errors import ConfigError
 from quantlib.quantization import quantized_file
 from quantlib.quantization.integer_file import describe, rebuild
 from quantlib.quantization.integer_graph import Integer
@@ -75,7 +75,7 @@ def unpack(packed: Tensor, bits: int, shape: Sequence[int], signed: bool = True)
 
 
 def packed_bytes(count: int, bits: int) -> int:
-    """Bytes of `count` packed values: ceil(count * bits / 8)."""
+    """Bytes of `count` packed values: ceil(count * bits / 8). Introduced in notebook 09."""
     return -(-count * bits // 8)
 
 
@@ -108,11 +108,9 @@ def load_packed(path: str | Path) -> Integer:
     its description does not fit its bytes. Introduced in notebook 09.
     """
     tensors, description = quantized_file.read(path, KIND, VERSION)
-    try:
+    with quantized_file.sense_of(path, "cannot be unpacked"):
         for name, (bits, shape) in description["packed"].items():
             tensors[f"{name}.weight"] = unpack(tensors[f"{name}.weight"], bits, shape)
-    except (AttributeError, ConfigError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be unpacked ({error}); save it again.") from error
     return rebuild(path, tensors, description)
 
 
@@ -122,11 +120,9 @@ def packed_layers(path: str | Path) -> dict[str, tuple[int, int]]:
     Raises CheckpointError as `load_packed` does. Introduced in notebook 09.
     """
     _, description = quantized_file.read(path, KIND, VERSION)
-    try:
+    with quantized_file.sense_of(path, "does not say how it is packed"):
         found: dict[str, Any] = description["packed"]
         return {name: (bits, packed_bytes(math.prod(shape), bits)) for name, (bits, shape) in found.items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} does not say how it is packed ({error}); save it again.") from error
 
 
 def _check_bits(bits: int) -> None:

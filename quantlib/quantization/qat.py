@@ -17,6 +17,7 @@ from quantlib.errors import ConfigError, NotCalibratedError
 from quantlib.quantization.affine import EPS, quant_range
 from quantlib.quantization.graph import untraceable
 from quantlib.quantization.observers import make_observer
+from quantlib.subject.modes import answering
 
 
 class _LearnedRounding(torch.autograd.Function):
@@ -188,16 +189,14 @@ def start_grids(model: nn.Module, images: Tensor) -> nn.Module:
                 )
             layer.input_grid.start(args[0])
 
-    modes = {module: module.training for module in model.modules()}  # a frozen batch norm stays frozen
     for layer in trainable_layers(model).values():
         layer.weight_grid.start(layer.weight)
         layer.input_grid.started.fill_(False)
         handles.append(layer.register_forward_pre_hook(first))
     try:
-        model.eval()(images)
+        with answering(model):
+            model(images)
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         for handle in handles:
             handle.remove()
     return model

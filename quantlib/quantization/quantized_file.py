@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from quantlib.errors import CheckpointError
+from quantlib.errors import CheckpointError, ConfigError
 from quantlib.subject.files import replace_atomically
+
+
+@contextmanager
+def sense_of(path: str | Path, problem: str = "describes a network that cannot be built") -> Iterator[None]:
+    """Read a description in this block: what does not fit raises CheckpointError with the `problem`.
+
+    The checksum has been found right by then, so the file was written by another version or by hand.
+    """
+    try:
+        yield
+    except (AttributeError, ConfigError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} {problem} ({error!r}); save it again.") from error
 
 
 def write(
@@ -44,7 +58,7 @@ def read(path: str | Path, kind: str, version: int) -> tuple[dict[str, Tensor], 
         with safe_open(path, "pt") as file:
             description = json.loads((file.metadata() or {}).get("quantlib", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} is damaged or not a safetensors file ({error}); save it again."
         ) from error

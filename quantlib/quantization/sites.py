@@ -28,7 +28,10 @@ class naming:
 
 
 def site_name(node: fx.Node) -> str:
-    """The name of the tensor that a node makes: "input", or the operator's name."""
+    """The name of the tensor that a node makes: "input", or the operator's name.
+
+    Introduced in notebook 07.
+    """
     if node.op == "placeholder":
         return "input"
     if node.op == "call_module":
@@ -37,7 +40,10 @@ def site_name(node: fx.Node) -> str:
 
 
 def source(node: fx.Node) -> fx.Node:
-    """The node whose grid a tensor has: itself, or what a pooling or flattening started from."""
+    """The node whose grid a tensor has: itself, or what a pooling or flattening started from.
+
+    Introduced in notebook 07.
+    """
     while kind(node) in SHARING:
         node = node.args[0]  # type: ignore[assignment]
     return node

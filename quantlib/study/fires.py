@@ -73,5 +73,5 @@ def train_variant(name: str, recipe: Recipe, train: Images, validation: Images, 
 
 
 def trained(trainer: Trainer) -> nn.Module:
-    """The averaged network, ready to be evaluated."""
+    """The averaged network, ready to be evaluated. Introduced in notebook 16."""
     return trainer.average.model.eval()

@@ -43,6 +43,8 @@ and 03). Introduced in notebook 09.
 def setting(**columns: Any) -> dict[str, Any]:
     """SETTING with some columns changed; bits_fc follows bits_weight unless given. ConfigError if unknown.
 
+    Introduced in notebook 09.
+
     >>> setting(bits_weight=4, ends="8")["bits_fc"]
     4
     """

@@ -37,7 +37,10 @@ def race(
 def speed_rows(
     run: Session, timings: Mapping[int, Mapping[str, Timing]], baseline: str = "fp32"
 ) -> list[dict[str, Any]]:
-    """Rows of images_per_second (median, quartiles) and speedup over `baseline` (median, lowest, highest)."""
+    """Rows of images_per_second (median, quartiles) and speedup over `baseline` (median, lowest, highest).
+
+    Introduced in notebook 07.
+    """
     rows = []
     for size, found in timings.items():
         for name, timing in found.items():
@@ -72,17 +75,23 @@ def _seconds(network: Callable[[Tensor], Any], x: Tensor) -> float:
 
 
 def batch_of(sample: Tensor, size: int) -> Tensor:
-    """`sample`, repeated or cut to `size` images, channels last."""
+    """`sample`, repeated or cut to `size` images, channels last. Introduced in notebook 07."""
     x = sample.repeat(-(-size // len(sample)), 1, 1, 1)[:size]
     return x.contiguous(memory_format=torch.channels_last)
 
 
 def fastest_of(timings: Mapping[str, Timing], names: Iterable[str]) -> str | None:
-    """The name with the least median among those that take part; None when none does."""
+    """The name with the least median among those that take part; None when none does.
+
+    Introduced in notebook 07.
+    """
     here = [name for name in names if name in timings]
     return min(here, key=lambda name: timings[name].median, default=None)
 
 
 def fastest(timings: Mapping[str, Timing], among: str) -> str | None:
-    """The name with the least median of those that begin with `among`; None when none does."""
+    """The name with the least median of those that begin with `among`; None when none does.
+
+    Introduced in notebook 07.
+    """
     return fastest_of(timings, [name for name in timings if name.startswith(among)])

@@ -46,7 +46,8 @@ def headline_table(loaded: Course, old: Old) -> str:
         csv = loaded.root / "results" / f"{source}.csv"
         link = f"[`{source}`](results/{source}.csv)" if csv.is_file() else str(source)
         link += EARLIER if source in old else ""
-        lines.append(f"| `{entry['name']}` | {_number(entry['value'])}{unit} | {interval} | {count} | {link} |")
+        value = _number(entry["value"]) + unit
+        lines.append(f"| `{entry['name']}` | {value} | {interval} | {count} | {link} |")
     return "\n".join(lines)
 
 
@@ -75,7 +76,7 @@ def published_table(loaded: Course, old: Old) -> str:
 
 
 def notebook_table(loaded: Course, _: Old = ()) -> str:
-    """The index of the notebooks: number, title with link, question, minutes."""
+    """The index of the notebooks: number, title with link, question, minutes. Introduced in notebook 00."""
     names = list(loaded.profiles)
     lines = [
         "| | notebook | question | " + " | ".join(f"min, {name}" for name in names) + " |",
@@ -96,7 +97,10 @@ def _duration(minutes: float) -> str:
 
 
 def claims_table(loaded: Course, old: Old | None = None, published: bool = False) -> str:
-    """The ledger: every claim with verdict and evidence from results/, and what others have `published`."""
+    """The ledger: every claim with verdict and evidence from results/, and what others have `published`.
+
+    Introduced in notebook 00.
+    """
     head = ["the field says", "verdict", "measured", *(["published"] if published else []), "notebook"]
     lines = [_line(head), "|" + "---|" * len(head)]
     waiting = {experiment[:2] for experiment in (outdated(loaded.root) if old is None else old)}
@@ -145,7 +149,9 @@ def machine_paragraph(loaded: Course, _: Old = ()) -> str:
     made = json.loads(path.read_text())
     machine, versions = made["machine"], made["versions"]
     known = _headlines(loaded).set_index("name")["value"]
-    hours = f" The ResNet-50 was trained in {known[TRAINED]:.1f} hours on two cores." if TRAINED in known else ""
+    hours = ""
+    if TRAINED in known:
+        hours = f" The ResNet-50 was trained in {known[TRAINED]:.1f} hours on two cores."
     rivals = ", ".join(f"{name} {versions[name]}" for name in RUNTIMES if name in versions)
     return (
         f"Speeds: {machine['cpu']}, {machine['threads']} threads, {machine['isa']}; {rivals} "

@@ -253,6 +253,9 @@ def counted(network: str) -> Counts:
 
 
 def columns_of(result: Setting) -> dict[str, Any]:
-    """The columns of a result for a table; an allocation is only called that. Notebook 10."""
+    """The columns of a result for a table; an allocation is only called that. Notebook 10.
+
+    Introduced in notebook 10.
+    """
     columns = {name: result[name] for name in RESCUE if name != "rescue"}
     return {**columns, "allocation": "uniform" if columns["allocation"] == "uniform" else "allocated"}

@@ -30,6 +30,7 @@ def scoreboard_rows(
     """Rows of accuracy, megabytes (10^6 bytes on disk) and speedup by batch size, for one network.
 
     `timings`: what `race` gave, with `method` and `baseline`, the folded float32 ResNet-50, in it.
+    Introduced in notebook 16.
     """
     rows = [
         run.row(method, found, batch=0),
@@ -43,7 +44,10 @@ def scoreboard_rows(
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:
-    """One line a network: accuracy, megabytes, speedup at each batch size, and drop where it is recorded."""
+    """One line a network: accuracy, megabytes, speedup at each batch size, and drop where it is recorded.
+
+    Introduced in notebook 16.
+    """
     names = [
         f"{row.metric}_b{row.batch}" if row.metric == "speedup" else row.metric for row in table.itertuples()
     ]
@@ -73,7 +77,10 @@ def front(board: pd.DataFrame, cost: str, gain: str = "accuracy", cheap: str = "
 def best_within(
     board: pd.DataFrame, metric: str, low: float, high: float, by: str = "accuracy"
 ) -> str | None:
-    """The network best in column `by` whose `metric` lies in [low, high], the smaller file among equals."""
+    """The network best in column `by` whose `metric` lies in [low, high], the smaller file among equals.
+
+    Introduced in notebook 19.
+    """
     inside = board[board[metric].between(low, high)]
     if inside.empty:
         return None
@@ -81,7 +88,10 @@ def best_within(
 
 
 def predictions_made(root: Path | None = None) -> pd.DataFrame:
-    """Every prediction of a full run beside its measurement: scores_NN.csv, with the notebook's number."""
+    """Every prediction of a full run beside its measurement: scores_NN.csv, with the notebook's number.
+
+    Introduced in notebook 19.
+    """
     folder = (root or find_root()) / "results"
     tables = [
         pd.read_csv(path).assign(notebook=path.stem.removeprefix("scores_"))
@@ -92,7 +102,10 @@ def predictions_made(root: Path | None = None) -> pd.DataFrame:
 
 
 def ledger(course: Course, profile: str = "full") -> pd.DataFrame:
-    """One line a claim: text, verdict ("open" until its notebook ran), evidence, what is published."""
+    """One line a claim: text, verdict ("open" until its notebook ran), evidence, what is published.
+
+    Introduced in notebook 19.
+    """
     lines = []
     for claim in course.claims:
         path = results.kept_in(profile, course.root) / f"claims_{claim.notebook}.csv"

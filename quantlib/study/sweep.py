@@ -195,7 +195,7 @@ def code_digest(rooms: Sequence[str] = ("quantization", "subject")) -> str:
     """A digest of the library's own code, so that results of other code are not taken for finished.
 
     Comments, docstrings and empty lines do not count: a clearer sentence must not cost hours of work. The
-    same under every version of Python. ConfigError for a room that is not there.
+    same under every version of Python. ConfigError for a room that is not there. Introduced in notebook 09.
     """
     folder, digest = Path(quantlib.__file__).parent, hashlib.sha256()
     for room in rooms:

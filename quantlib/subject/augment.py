@@ -46,13 +46,19 @@ def cutout(x: Tensor, size: int, rng: np.random.Generator) -> Tensor:
 
 
 def resize(x: Tensor, resolution: int) -> Tensor:
-    """Shrink images to `resolution` pixels a side by anti-aliased bilinear interpolation."""
+    """Shrink images to `resolution` pixels a side by anti-aliased bilinear interpolation.
+
+    Introduced in notebook 01.
+    """
     if x.shape[-1] == resolution:
         return x
     return F.interpolate(x, size=(resolution, resolution), mode="bilinear", antialias=True)
 
 
 def augment(x: Tensor, rng: np.random.Generator, crop: int = 4, hole: int = 8) -> Tensor:
-    """Flip, crop and cut out: the training augmentation of the course, on a normalized batch."""
+    """Flip, crop and cut out: the training augmentation of the course, on a normalized batch.
+
+    Introduced in notebook 01.
+    """
     x = random_crop(random_flip(x, rng), crop, rng)
     return cutout(x, hole, rng) if hole else x

@@ -34,7 +34,10 @@ def has_vnni() -> bool:
 
 
 def bfloat16_is_fast(device: str = "cpu") -> bool:
-    """True where bfloat16 has its own instructions; elsewhere autocast is many times slower than float32."""
+    """True where bfloat16 has its own instructions; elsewhere autocast is many times slower than float32.
+
+    Introduced in notebook 07.
+    """
     if device == "cuda":
         return torch.cuda.is_bf16_supported()
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

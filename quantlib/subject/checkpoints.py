@@ -51,7 +51,7 @@ def shipped_file(name: str) -> Path:
 
 
 def sha256(path: Path) -> str:
-    """Return the sha256 of a file as hexadecimal digits."""
+    """Return the sha256 of a file as hexadecimal digits. Introduced in notebook 00."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -60,7 +60,7 @@ def checkpoint_info(name: str, root: Path | None = None) -> dict[str, Any]:
     """Return the index entry of a checkpoint: file, sha256, bytes, model, metrics, recipe.
 
     `resnet50` is short for `resnet50_cifar10`, and so for all. Raises CheckpointError that names the command
-    which makes a missing one.
+    which makes a missing one. Introduced in notebook 00.
     """
     index = checkpoint_index(root)
     entry = find_entry(index, name)

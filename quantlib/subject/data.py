@@ -135,6 +135,7 @@ def batches(
     """Yield (x, labels) in order: x normalized float32 (b, 3, 32, 32), channels-last; the last may be short.
 
     Bytes travel to the device and are normalized there. ConfigError when batch_size is below 1.
+    Introduced in notebook 01.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")

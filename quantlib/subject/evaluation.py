@@ -12,6 +12,7 @@ from quantlib.errors import ConfigError
 from quantlib.progress import progress
 from quantlib.subject import data
 from quantlib.subject.data import Images
+from quantlib.subject.modes import answering
 
 Z95 = 1.959963984540054
 """The 97.5 % point of the standard normal."""
@@ -84,21 +85,17 @@ def evaluate(
 ) -> Evaluation:
     """Classify `images` and return the accuracy with interval, n and the predictions; device: the model's.
 
-    `batch_size` None: see `usual_batch`. The model is put into eval mode for the measurement and back
-    afterwards. Introduced in notebook 01.
+    `batch_size` None: see `usual_batch`. The model is put into eval mode for the measurement, see
+    `answering`. Introduced in notebook 01.
     """
     if not len(images):
         raise ConfigError("There are no images to classify; take at least one.")
-    was_training = model.training
-    model.eval()
     batch_size = batch_size or usual_batch(device)
     steps = progress(
         data.batches(images, batch_size, device), "evaluate", -(-len(images) // batch_size), "batch"
     )
-    try:
+    with answering(model):
         predictions = torch.cat([model(x).argmax(1).cpu() for x, _ in steps])
-    finally:
-        model.train(was_training)
     return Evaluation.of(predictions.numpy(), images.labels.numpy())
 
 

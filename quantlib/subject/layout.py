@@ -97,7 +97,10 @@ def problem(folder: Path, layout: Layout) -> str | None:
 
 
 def cache_folder() -> Path:
-    """The folder where fetched data is kept: `$XDG_CACHE_HOME/quantlib`, else `~/.cache/quantlib`."""
+    """The folder where fetched data is kept: `$XDG_CACHE_HOME/quantlib`, else `~/.cache/quantlib`.
+
+    Introduced in notebook 01.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "quantlib"
 
@@ -142,7 +145,7 @@ def locate(root: Path | str | None = None) -> Path | None:
     """Return the folder of a complete copy whose six md5s agree, or None.
 
     Looks where `search_folders` says: in `root` alone when it is given. The binary layout (`*.bin`) and
-    torchvision's pickles both count.
+    torchvision's pickles both count. Introduced in notebook 00.
     """
     found, _ = survey(root)
     return found[0] if found else None

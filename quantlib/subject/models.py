@@ -87,6 +87,7 @@ class Fire(nn.Module):
     """Squeeze to few channels by 1x1, then expand by 1x1 and 3x3 side by side.
 
     `squeeze` 0 leaves the squeeze out, `expand1x1` 0 makes all filters 3x3: SqueezeNet without a strategy.
+    Introduced in notebook 16.
     """
 
     def __init__(self, width_in: int, squeeze: int, expand1x1: int, expand3x3: int) -> None:

@@ -106,6 +106,7 @@ def load_recipe(name_or_path: str) -> Recipe:
     """Read a recipe by its name in quantlib/subject/recipes, or from a path to a TOML file.
 
     Raises ConfigError for a recipe that does not exist or a setting that is not known.
+    Introduced in notebook 01.
     """
     return recipe_of(*read_settings(name_or_path))
 

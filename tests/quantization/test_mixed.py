@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from quantlib.errors import CheckpointError, ConfigError
 from quantlib.quantization import mixed as mixed_module
+from quantlib.quantization import quantized_file
 from quantlib.quantization.mixed import MixedConv2d, Quantize, load_mixed, save_mixed
 from quantlib.quantization.qconfig import QConfig, Scheme
 from quantlib.quantization.workflow import calibrate, convert, prepare
@@ -177,3 +178,19 @@ def test_foreign_files_and_other_versions_are_refused(saved, tmp_path):
     save_file(tensors, tmp_path / "new.safetensors", metadata={"quantlib": json.dumps(description)})
     with pytest.raises(CheckpointError, match="version 99 .* reads version 1"):
         load_mixed(tmp_path / "new.safetensors")
+
+
+@pytest.mark.parametrize("change", [
+    lambda description, tensors: description.pop("layers"),
+    lambda description, tensors: description.update(grids={"nowhere": [1.0, 0, 0, 255]}),
+    lambda description, tensors: description.update(grids={"fc": [1.0, 0]}),
+    lambda description, tensors: tensors.pop("fc.weight_scale"),
+    lambda description, tensors: tensors.update({"extra": torch.zeros(1)}),
+])  # fmt: skip
+def test_a_description_that_fits_nothing_is_one_sentence(saved, tmp_path, change):
+    _, path = saved
+    tensors, description = quantized_file.read(path, "mixed", 1)
+    change(description, tensors)
+    quantized_file.write(tmp_path / "odd.safetensors", "mixed", 1, tensors, description)
+    with pytest.raises(CheckpointError, match="odd.safetensors describes a network that cannot be built"):
+        load_mixed(tmp_path / "odd.safetensors")

@@ -19,6 +19,8 @@ GAMMA, ZETA = -0.1, 1.1
 def rectified_sigmoid(logits: Tensor) -> Tensor:
     """h = clamp(sigmoid(v) * (ZETA - GAMMA) + GAMMA, 0, 1). Source: Nagel et al. 2020. Notebook 10.
 
+    Introduced in notebook 10.
+
     >>> rectified_sigmoid(torch.tensor([-9.0, 0.0, 9.0])).tolist()
     [0.0, 0.5, 1.0]
     """

@@ -12,7 +12,10 @@ from quantlib.study.ptq import SETTING
 
 
 def part(sweep: pd.DataFrame, metric: str = "drop", **columns: object) -> pd.DataFrame:
-    """The rows of a sweep at the default of every column, but for those given; None leaves a column free."""
+    """The rows of a sweep at the default of every column, but for those given; None leaves a column free.
+
+    Introduced in notebook 09.
+    """
     free = {"bits_weight": None, "bits_fc": None, "bits_activation": None}
     rows = sweep[(sweep["metric"] == metric) & (sweep["method"] == "ptq")]
     for name, value in {**SETTING, **free, **columns}.items():

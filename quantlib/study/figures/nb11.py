@@ -12,14 +12,20 @@ GIVEN_UP = 1.0
 
 
 def harmless(curve: pd.DataFrame, method: str) -> float:
-    """The largest sparsity at which a method, and each sparser one before, loses at most GIVEN_UP points."""
+    """The largest sparsity at which a method, and each sparser one before, loses at most GIVEN_UP points.
+
+    Introduced in notebook 11.
+    """
     rows = curve[(curve["method"] == method) & (curve["metric"] == "drop")].sort_values("sparsity")
     within = (rows["value"] <= GIVEN_UP).cummin()
     return float(rows.loc[within, "sparsity"].max()) if within.any() else 0.0
 
 
 def may_go(curve: pd.DataFrame, method: str) -> str:
-    """The harmless share of a method in words, or that it lies under the smallest share that was tried."""
+    """The harmless share of a method in words, or that it lies under the smallest share that was tried.
+
+    Introduced in notebook 11.
+    """
     share = harmless(curve, method)
     return f"{share:.0%}" if share else f"under {curve.loc[curve['method'] == method, 'sparsity'].min():.0%}"
 

@@ -31,7 +31,10 @@ from quantlib.subject.data import Images, batches
 
 @dataclass
 class Contest:
-    """What every rival gets: the trained float32 network, and training images to calibrate on."""
+    """What every rival gets: the trained float32 network, and training images to calibrate on.
+
+    Introduced in notebook 18.
+    """
 
     model: nn.Module
     images: Images
@@ -136,7 +139,10 @@ MISSING = (ImportError, AttributeError, RuntimeError, QuantlibError)
 
 
 def if_here(what: str, make: Callable[[], Any]) -> Any:
-    """What `make` returns, or None and one printed sentence where the toolkit or its kernels are missing."""
+    """What `make` returns, or None and one printed sentence where the toolkit or its kernels are missing.
+
+    Introduced in notebook 07.
+    """
     try:
         return make()
     except MISSING as error:

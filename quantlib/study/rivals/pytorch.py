@@ -49,7 +49,10 @@ def torch_ao_calibrated(
 
 
 def torch_ao(model: nn.Module, images: Images, backend: str = "x86") -> nn.Module:
-    """torch.ao's int8 network on the kernels of `backend` ("x86", "fbgemm", "onednn", "qnnpack")."""
+    """torch.ao's int8 network on the kernels of `backend` ("x86", "fbgemm", "onednn", "qnnpack").
+
+    Introduced in notebook 07.
+    """
     from torch.ao.quantization.quantize_fx import convert_fx
 
     watched = torch_ao_calibrated(model, images, backend)
