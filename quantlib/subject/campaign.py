@@ -113,7 +113,7 @@ def of_one_plan(folder: Path, plan: str) -> None:
         write_atomically(mark, json.dumps(made))
 
 
-def take_over(folder: Path, kept: Path = RESULTS / "unfinished") -> None:
+def take_over(folder: Path, kept: Path = RESULTS / "runs") -> None:
     """Copy into a campaign's folder the results that another machine has finished and committed.
 
     They lie in `kept`, under the last two parts of the folder's path; what the folder has stays as it is.

@@ -47,7 +47,7 @@ def test_an_error_in_a_run_comes_out(workers):
 
 
 def test_results_of_another_machine_are_taken_over_and_own_ones_kept(tmp_path):
-    kept, folder = tmp_path / "results/unfinished", tmp_path / "cache/students/mine-1a2b"
+    kept, folder = tmp_path / "results/runs", tmp_path / "cache/students/mine-1a2b"
     for place, text in ((kept / "students/mine-1a2b", "theirs"), (kept / "students/other-3c4d", "other")):
         for run in ("alone-0", "alone-1"):
             (place / run).mkdir(parents=True)
