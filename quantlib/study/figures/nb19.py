@@ -56,7 +56,7 @@ def accuracy_by_time(board: pd.DataFrame) -> Figure:
         f"{len(kept)} of {len(lines)} are worth their time, "
         f"up to {lines.at[kept[0], 'speedup_b1']:.0f} times as fast"
     )
-    ticks = (0.5, 1, 2, 5, 10, 20, 50)
+    ticks = (0.5, 1, 2, 5, 10, 20, 50, 100, 200)
     return _drawn(board, "speedup_b1", kept, title, "times as fast as FP32, one image", ticks, 0.7)
 
 
