@@ -52,13 +52,24 @@ def header(course: Course, notebook: Notebook) -> str:
     )
 
 
+def solutions_header(notebook: Notebook) -> str:
+    """The first cell of a notebook's solutions."""
+    return (
+        f"# {notebook.number} · {notebook.title}: solutions\n\nWorked answers to the exercises of "
+        f"[{notebook.number} {notebook.title}](../{notebook.file}). Try them first."
+    )
+
+
 def problems(course: Course, notebook: Notebook, content: NotebookNode, solutions: bool = False) -> list[str]:
-    """Every rule that the notebook breaks, a sentence each; solutions are held to the form rules only."""
+    """Every rule that the notebook breaks, a sentence each; solutions keep those of header and form."""
+    wanted = solutions_header(notebook) if solutions else header(course, notebook)
     found = [*form(content)]
+    if not content.cells or content.cells[0].source != wanted:
+        found.append("the header cell differs from course.toml: `python -m quantlib.study.notebooks sync`")
     if solutions:
         return found
     found += [
-        *opening(course, notebook, content),
+        *opening(content),
         *sections(notebook, content),
         *closing(course, notebook, content),
     ]
@@ -109,10 +120,8 @@ def _cell(place: int, cell: NotebookNode) -> Iterator[str]:
             yield f"cell {place} shows an absolute path, {path.group()}..."
 
 
-def opening(course: Course, notebook: Notebook, content: NotebookNode) -> Iterator[str]:
-    """Rules of the header and of the parameters cell."""
-    if not content.cells or content.cells[0].source != header(course, notebook):
-        yield "the header cell differs from course.toml: `python -m quantlib.study.notebooks sync`"
+def opening(content: NotebookNode) -> Iterator[str]:
+    """Rules of the parameters cell."""
     tagged = [cell for cell in code(content) if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
         yield f"{len(tagged)} cells are tagged parameters, not one"

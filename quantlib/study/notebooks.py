@@ -116,26 +116,21 @@ def refresh(loaded: Course, path: Path) -> str:
 
 
 def sync(loaded: Course) -> list[str]:
-    """Rewrite the header cell of every notebook from course.toml; the names of those that changed."""
+    """Rewrite the header cell of every notebook and of its solutions; the names of those that changed."""
     changed = []
-    for entry in loaded.notebooks:
-        path = loaded.path(entry)
-        if not path.is_file():
-            continue
-        notebook = nbformat.read(path, as_version=4)
-        header = anatomy.header(loaded, entry)
-        if (
-            notebook.cells
-            and notebook.cells[0].cell_type == "markdown"
-            and notebook.cells[0].source.startswith(f"# {entry.number}")
-        ):
-            if notebook.cells[0].source == header:
-                continue
-            notebook.cells[0].source = header
-        else:
+    for path in paths(loaded):
+        entry, notebook = _listed(loaded, path), nbformat.read(path, as_version=4)
+        solutions = path.parent.name == "solutions"
+        header = anatomy.solutions_header(entry) if solutions else anatomy.header(loaded, entry)
+        first = notebook.cells[0] if notebook.cells else None
+        if first is None or first.cell_type != "markdown" or not first.source.startswith("# "):
             notebook.cells.insert(0, nbformat.v4.new_markdown_cell(header))
+        elif first.source == header:
+            continue
+        else:
+            first.source = header
         store(canonicalise(notebook, loaded.root), path)
-        changed.append(path.name)
+        changed.append(str(path.relative_to(loaded.root / "notebooks")))
     return changed
 
 
