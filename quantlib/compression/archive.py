@@ -54,7 +54,7 @@ def compress(model: nn.Module, path: str | Path, architecture: str = "") -> Repo
     if architecture and architecture not in MODELS:
         raise ConfigError(f"there is no architecture {architecture!r}; leave it out, and keep the model.")
     state = _state(model)
-    if architecture and _fingerprint(state) != _fingerprint(_state(build(architecture))):
+    if architecture and _fingerprint(state) != _fingerprint(_state(_built(architecture))):
         raise ConfigError(f"the model is no {architecture!r} as `build` makes it; leave the name out.")
     records, sizes = [], []
     for name, values in _arrays(state):
@@ -104,7 +104,13 @@ def _model(head: bytes) -> nn.Module:
     name = reader.take(min(reader.varint(), LONGEST_NAME)).decode(errors="replace")
     if name not in MODELS:
         raise CheckpointError("it names no architecture that quantlib knows; pass the model to be filled")
-    return build(name)
+    return _built(name)
+
+
+def _built(name: str) -> nn.Module:
+    """An untrained network; whoever draws random numbers around it draws what he would have drawn anyway."""
+    with torch.random.fork_rng(devices=[]):
+        return build(name)
 
 
 def _headed(content: bytes) -> Reader:
@@ -143,8 +149,9 @@ def _fill(model: nn.Module, reader: Reader) -> None:
     if reader.place != len(reader.data):
         raise CheckpointError("it is longer than its content; it is damaged")
     symbols = iter(lanes.read([stream for _, _, pending in waiting for stream in pending.streams]))
-    for names, repeated, pending in waiting:
-        flat = pending.finish([next(symbols) for _ in pending.streams])
+    arrays = [pending.finish([next(symbols) for _ in pending.streams]) for *_, pending in waiting]
+    # Nothing is copied before everything is read: a file that is refused leaves the model as it was.
+    for (names, repeated, _), flat in zip(waiting, arrays, strict=True):
         for name, same in zip(names, repeated, strict=True):
             taken, flat = np.split(flat, [1 if same else state[name].numel()])
             state[name].copy_(

@@ -151,6 +151,7 @@ def _learn(
         mask_gradients(piece, masks)
         optimizer.step()
         falling.step()
+    optimizer.zero_grad()  # whoever trains on must not begin with these gradients
     piece.eval()
 
 

@@ -162,5 +162,8 @@ def with_weights(model: nn.Module, shared: Mapping[str, Shared]) -> nn.Module:
     result = copy.deepcopy(model)
     for name, found in shared.items():
         layer: Any = result.get_submodule(name)
-        layer.weight.copy_(found.weight)
+        if parametrize.is_parametrized(layer, "weight"):  # a copy into what is looked up would be lost
+            make_plain(layer, found.weight.to(layer.weight))
+        else:
+            layer.weight.copy_(found.weight)
     return result

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from quantlib.compression.lowrank import METHODS, aware_factors
+from quantlib.compression.lowrank import METHODS, aware_factors, check_rank
 from quantlib.errors import ConfigError
+
+LARGEST: dict[str, Callable[[torch.Size], tuple[int, ...]]] = {
+    "channel": lambda shape: (min(shape[0], shape[1:].numel()),),
+    "spatial": lambda shape: (min(shape[1] * shape[2], shape[0] * shape[3]),),
+    "tucker2": lambda shape: (shape[0], shape[1]),
+}
+"""The largest ranks that a filter bank (out, in, kh, kw) allows, by method."""
 
 
 class Plan(NamedTuple):
@@ -56,11 +63,14 @@ def check_plan(conv: nn.Conv2d, plan: Plan) -> None:
     """ConfigError for an unknown method, another kind of rank, or a convolution that cannot be factorized."""
     if plan.method not in METHODS:
         raise ConfigError(f"there is no method {plan.method!r}; choose one of {', '.join(METHODS)}.")
-    pair = isinstance(plan.rank, tuple) and len(plan.rank) == 2
-    if not (pair if plan.method == "tucker2" else isinstance(plan.rank, int)):
+    pair = plan.method == "tucker2"
+    ranks = plan.rank if isinstance(plan.rank, tuple) else (plan.rank,)
+    if isinstance(plan.rank, tuple) != pair or len(ranks) != 1 + pair:
         raise ConfigError(f"tucker2 has a pair of ranks (out, in), the others one number; not so in {plan}.")
     if not can_be_factorized(conv):
         raise ConfigError("only convolutions without groups, padded with zeros by numbers, are factorized.")
+    for rank, largest in zip(ranks, LARGEST[plan.method](conv.weight.shape), strict=True):
+        check_rank(rank, largest)
 
 
 def can_be_factorized(conv: nn.Conv2d) -> bool:
@@ -145,6 +155,10 @@ def _replaced(model: nn.Module, plans: Mapping[str, Plan], made: Any) -> nn.Modu
             new = made(name, conv, plan)
         except ConfigError as error:
             raise ConfigError(f"Layer {name!r}: {error}") from None
-        parent, _, last = name.rpartition(".")
-        setattr(result.get_submodule(parent), last, new.train(conv.training))
+        new.train(conv.training)
+        if conv is result:
+            return new
+        for each in [path for path, part in result.named_modules(remove_duplicate=False) if part is conv]:
+            parent, _, last = each.rpartition(".")
+            setattr(result.get_submodule(parent), last, new)
     return result

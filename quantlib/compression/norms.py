@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from quantlib.errors import ConfigError
+from quantlib.errors import ConfigError, NonFiniteError
 
 
 @torch.no_grad()
@@ -51,7 +51,7 @@ def _simplify(norm: Any) -> None:
 def round_mantissa(values: Tensor, bits: int) -> Tensor:
     """The nearest float16 with `bits` binary digits behind the point of its mantissa, as float32.
 
-    Raises ConfigError unless 0 <= bits <= 10. Introduced in notebook 14.
+    Raises ConfigError unless 0 <= bits <= 10, NonFiniteError beyond 65,504. Introduced in notebook 14.
 
     >>> round_mantissa(torch.tensor([1.0, 1.2, 3.3]), 2).tolist()
     [1.0, 1.25, 3.5]
@@ -60,4 +60,7 @@ def round_mantissa(values: Tensor, bits: int) -> Tensor:
         raise ConfigError(f"mantissa is {bits}; float16 has 0 to 10 bits there.")
     fraction, exponent = torch.frexp(values.float())  # fraction in [1/2, 1)
     rounded = torch.ldexp(torch.round(fraction * 2 ** (bits + 1)), exponent - (bits + 1))
-    return rounded.half().float()
+    half = rounded.half().float()
+    if not torch.equal(half.isfinite(), values.isfinite()):
+        raise NonFiniteError("a norm or a bias has numbers beyond float16's 65,504; scale them down first.")
+    return half

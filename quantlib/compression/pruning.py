@@ -27,13 +27,14 @@ KINDS = ("one_shot", "iterative", "gradual")
 def prunable(model: nn.Module) -> dict[str, Tensor]:
     """The weights that pruning works on: of every convolution and linear layer; biases and norms stay.
 
-    Introduced in notebook 11.
+    A weight that two layers share is there once, by its first name. Introduced in notebook 11.
     """
-    return {
-        f"{name}.weight" if name else "weight": module.weight
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    }
+    found: dict[int, tuple[str, Tensor]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            weight = module.weight  # a parametrized one is made anew at every look
+            found.setdefault(id(weight), (f"{name}.weight" if name else "weight", weight))
+    return dict(found.values())
 
 
 def magnitude_masks(
@@ -59,7 +60,8 @@ def magnitude_masks(
         scores[name] = scores[name].masked_fill(~mask.to(scores[name].device), -1.0)
     if scope == "lamp":
         scores = {name: _share_of_the_rest(score) for name, score in scores.items()}
-    return _keep_highest(scores, sparsity, scope)
+    found = _keep_highest(scores, sparsity, scope)
+    return found | {name: found[name] & mask.to(found[name].device) for name, mask in (within or {}).items()}
 
 
 def _share_of_the_rest(magnitude: Tensor) -> Tensor:
@@ -103,6 +105,8 @@ def _keep_highest(scores: Mapping[str, Tensor], sparsity: float, scope: str) -> 
         raise ConfigError(f"sparsity is {sparsity:g}; give a share of at least 0 and below 1.")
     if scope not in SCOPES:
         raise ConfigError(f"there is no scope {scope!r}; choose one of {', '.join(SCOPES)}.")
+    if not scores:
+        raise ConfigError("there is no convolution and no linear layer here, so nothing can be pruned.")
     if scope == "layer":
         return {name: _highest(score.flatten(), sparsity).view(score.shape) for name, score in scores.items()}
     together = _highest(torch.cat([score.flatten() for score in scores.values()]), sparsity)
@@ -131,7 +135,7 @@ def _highest(score: Tensor, sparsity: float) -> Tensor:
 @torch.no_grad()
 def apply_masks(model: nn.Module, masks: Masks) -> None:
     """Set the dropped weights to zero, in place. Introduced in notebook 11."""
-    weights = dict(model.named_parameters())
+    weights = dict(model.named_parameters(remove_duplicate=False))
     for name, mask in masks.items():
         # Not a product: a weight that has become NaN must not hide behind 0 * NaN.
         weights[name].masked_fill_(~mask.to(weights[name].device), 0.0)
@@ -142,7 +146,7 @@ def mask_gradients(model: nn.Module, masks: Masks) -> None:
 
     Introduced in notebook 11.
     """
-    weights = dict(model.named_parameters())
+    weights = dict(model.named_parameters(remove_duplicate=False))
     for name, mask in masks.items():
         gradient = weights[name].grad
         if gradient is not None:
@@ -155,8 +159,9 @@ def masks_of(model: nn.Module) -> Masks:
 
 
 def sparsity_of(masks: Masks) -> float:
-    """The share of dropped weights. Introduced in notebook 11."""
-    return 1 - sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
+    """The share of dropped weights; 0 where there are no masks. Introduced in notebook 11."""
+    size = sum(mask.numel() for mask in masks.values())
+    return 1 - sum(int(mask.sum()) for mask in masks.values()) / size if size else 0.0
 
 
 @dataclass(frozen=True)
@@ -215,7 +220,7 @@ def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> N
     if first is None:
         raise ConfigError("recalibrate got no batches; pass an iterable with at least one.")
     norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
-    before = [(norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms]
+    before = [(norm.momentum, norm.training, copy.deepcopy(norm.state_dict())) for norm in norms]
     try:
         for norm in norms:
             norm.reset_running_stats()
@@ -224,10 +229,10 @@ def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> N
         for x, _ in chain([first], shown):
             model(x)
     except BaseException:
-        for norm, (_, state) in zip(norms, before, strict=True):
+        for norm, (*_, state) in zip(norms, before, strict=True):
             norm.load_state_dict(state)
         raise
     finally:
-        for norm, (momentum, _) in zip(norms, before, strict=True):
+        for norm, (momentum, training, _) in zip(norms, before, strict=True):
             norm.momentum = momentum
-            norm.eval()
+            norm.train(training)

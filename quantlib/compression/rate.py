@@ -60,9 +60,10 @@ class Histogram:
 
 def bins(values: NDArray[np.float32], largest: float) -> NDArray[np.int64]:
     """The bin of each value."""
-    place = (values * np.float32(BINS / 2 / largest if largest else 0) + np.float32(BINS / 2)).astype(
-        np.int64
-    )
+    factor = BINS / 2 / largest if largest else 0.0
+    # The inverse of a tiny number is beyond float32.
+    wide: NDArray[Any] = values if factor < 1e30 else values.astype(np.float64)
+    place = (wide * wide.dtype.type(factor) + wide.dtype.type(BINS / 2)).astype(np.int64)
     return np.minimum(place, BINS - 1, out=place)
 
 
@@ -109,7 +110,7 @@ def share_at_rate(weight: Tensor, clusters: int, price: float, iterations: int =
     are zero already stay zero. Raises ConfigError for a negative price or fewer than one cluster.
     Source: Chou, Lookabaugh and Gray 1989 (entropy-constrained quantization). Introduced in notebook 14.
     """
-    if price < 0 or clusters < 1:
+    if not price >= 0 or clusters < 1:  # NaN is no price
         raise ConfigError(f"price is {price:g} and clusters {clusters}; give at least 0 and 1.")
     values = weight.detach().cpu().numpy()
     weights = Histogram.of(values)

@@ -24,14 +24,14 @@ from quantlib.compression.pruning import (
     sparsity_of,
 )
 from quantlib.compression.repair import REPAIR_IMAGES, repaired
-from quantlib.errors import ConfigError
+from quantlib.errors import ConfigError, TrainingError
 from quantlib.subject import data, training
 from quantlib.subject.checkpoints import checkpoint_info, load_checkpoint
 from quantlib.subject.data import Images
 from quantlib.subject.hooks import Hooks
 from quantlib.subject.models import build
 from quantlib.subject.publish import publish
-from quantlib.subject.recipe import Recipe, read_table
+from quantlib.subject.recipe import Recipe, kinds_of, read_table
 from quantlib.subject.state import load_best
 from quantlib.subject.trainer import Trainer
 
@@ -116,6 +116,9 @@ class MaskedRetraining(Hooks):
         """The share of all steps that is done when the step in hand is."""
         return (trainer.step + 1) / trainer.total_steps
 
+    def _settings(self) -> dict[str, Any] | None:
+        return None if self.pruning is None else asdict(self.pruning)
+
     def _cut(self, trainer: Trainer) -> None:
         """New masks within the old ones, if the schedule asks for a sparser network than the last one."""
         if self.pruning is None or self.pruning.schedule(self._progress(trainer)) <= self.asked:
@@ -131,11 +134,17 @@ class MaskedRetraining(Hooks):
         apply_masks(trainer.average.model, self.masks)
 
     def state_dict(self) -> dict[str, Any]:
-        """The masks, and what was asked for last."""
-        return {"masks": self.masks, "asked": self.asked}
+        """The masks, what was asked for last, and by which settings."""
+        return {"masks": self.masks, "asked": self.asked, "pruning": self._settings()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The masks as they were; a state without any leaves them as they are."""
+        """The masks as they were; a state without any leaves them. TrainingError for other settings."""
+        kept, wanted = state.get("pruning"), self._settings()
+        if kept and wanted and kept != wanted:
+            raise TrainingError(
+                f"the state to go on with was pruned by {kept}, not by {wanted}; "
+                "give --folder, or move it away to start again"
+            )
         self.masks, self.asked = state.get("masks", self.masks), state.get("asked", self.asked)
 
 
@@ -146,8 +155,9 @@ def load_pruning_recipe(name_or_path: str) -> tuple[Recipe, Pruning]:
     """
     needs = {"final": "the share of the weights to drop"}
     recipe, own = read_table(name_or_path, "pruning", Pruning.__dataclass_fields__, needs)
-    pruning = Pruning(**own)
-    pruning.schedule  # noqa: B018  (a schedule that cannot be is refused before any work is done)
+    with kinds_of("pruning", recipe.name):
+        pruning = Pruning(**own)
+        pruning.schedule  # noqa: B018  (a schedule that cannot be is refused before any work is done)
     return recipe, pruning
 
 

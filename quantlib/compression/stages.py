@@ -72,7 +72,7 @@ def stages_of(name: str, weight: Tensor, index_bits: int | None = None) -> Stage
     that makes the shared stage smallest. Raises ConfigError beyond 65,536 distinct values: share them first.
     Source: Han et al. 2016, tables 4 and 5. Introduced in notebook 14.
     """
-    flat = weight.detach().cpu().numpy().ravel() + np.float32(0)
+    flat = weight.detach().cpu().float().numpy().ravel() + np.float32(0)
     values, symbols = distinct(flat)
     if len(values) > 1 << 16:
         raise ConfigError(f"{name} has {len(values):,} different weights; share them before they are coded.")

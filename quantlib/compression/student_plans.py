@@ -10,7 +10,7 @@ from quantlib.subject import checkpoints
 from quantlib.subject.campaign import campaign_images
 from quantlib.subject.data import Images
 from quantlib.subject.layout import cache_folder
-from quantlib.subject.recipe import Recipe, read_table
+from quantlib.subject.recipe import Recipe, kinds_of, read_table
 
 TEACHERS = ("", "answers", "crops", "joint")
 """Who teaches a student: nobody, kept answers, the teacher on the student's crops, a twin beside it."""
@@ -95,4 +95,5 @@ def load_plan(name_or_path: str) -> StudentPlan:
         arms = tuple(Arm(**arm) for arm in own.pop("arms"))
     except TypeError as error:
         raise ConfigError(f"An arm of {recipe.name}.toml lacks or misnames a setting: {error}.") from None
-    return StudentPlan(recipe, arms, seeds=tuple(own.pop("seeds", (0,))), **own)
+    with kinds_of("students", recipe.name):
+        return StudentPlan(recipe, arms, seeds=tuple(own.pop("seeds", (0,))), **own)

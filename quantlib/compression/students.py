@@ -4,6 +4,7 @@ python -m quantlib.compression.students --recipe resnet20_low_bit
 """
 
 import contextlib
+import json
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -33,10 +34,10 @@ from quantlib.subject.campaign import (
     side_by_side,
     take_over,
 )
-from quantlib.subject.command import run_command
+from quantlib.subject.command import check_start, run_command
 from quantlib.subject.data import Images
 from quantlib.subject.evaluation import Evaluation, classes, evaluate, predictions_of
-from quantlib.subject.files import replace_atomically
+from quantlib.subject.files import replace_atomically, write_atomically
 from quantlib.subject.hooks import Hooks
 from quantlib.subject.models import build
 from quantlib.subject.state import load_best
@@ -99,6 +100,15 @@ def folder_name(arm: Arm, seed: int) -> str:
     return f"{arm.name.replace(',', '').replace(' ', '_')}-{seed}"
 
 
+def of_one_arm(folder: Path, arm: Arm) -> None:
+    """Mark a run's folder with its arm, of which a state says nothing; ConfigError when it is another's."""
+    mark = folder / "settings.json"
+    if mark.exists():
+        check_start(folder, json.loads(mark.read_text()), asdict(arm))
+    else:
+        write_atomically(mark, json.dumps(asdict(arm)))
+
+
 def run_one(
     plan: StudentPlan, root: Path, data_root: str | None, device: str, run: tuple[Arm, int]
 ) -> dict[str, Any]:
@@ -112,7 +122,7 @@ def run_one(
     path = folder / RESULT
     if found := kept_result(path, asdict(arm)):
         return found
-    folder.mkdir(parents=True, exist_ok=True)
+    of_one_arm(folder, arm)
     train, validation, test = (plan.split(name, data_root) for name in ("train", "validation", "test"))
     recipe = replace(plan.recipe, name=folder.name, seed=seed)
     with (folder / "output.txt").open("a") as file, contextlib.redirect_stdout(file):
@@ -139,10 +149,17 @@ def finished(plan: StudentPlan, root: Path | None = None) -> list[dict[str, Any]
 
     What another machine has finished and committed is there too, see `take_over`. Introduced in notebook 15.
     """
+    root, runs = opened(plan, root)
+    return kept_results(root, runs)
+
+
+def opened(plan: StudentPlan, root: Path | None = None) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """The plan's folder, marked and with what others have finished; the settings of its runs by name."""
     root = root or plan.folder()
     of_one_plan(root, plan.folder().name)
-    take_over(root)
-    return kept_results(root, {folder_name(arm, seed): asdict(arm) for arm, seed in plan.runs()})
+    runs = {folder_name(arm, seed): asdict(arm) for arm, seed in plan.runs()}
+    take_over(root, runs)
+    return root, runs
 
 
 def run_plan(
@@ -154,9 +171,7 @@ def run_plan(
     What another machine has finished and committed is not trained again, see `take_over`. Raises ConfigError
     when `root` holds the runs of another plan. Introduced in notebook 15.
     """
-    root = root or plan.folder()
-    of_one_plan(root, plan.folder().name)
-    take_over(root)
+    root, _ = opened(plan, root)
     waiting = [arm for arm, seed in plan.runs() if not (root / folder_name(arm, seed) / RESULT).exists()]
     if any(arm.teacher == "answers" for arm in waiting):
         answers_of(plan, plan.split("train", data_root), root, device)  # once, before the workers ask for it

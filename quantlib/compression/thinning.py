@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlib.compression.channels import FIXED, Channels, find_channels
-from quantlib.errors import ConfigError
+from quantlib.errors import ConfigError, NonFiniteError
 from quantlib.quantization.graph import BATCH_NORMS
 
 
@@ -30,6 +30,8 @@ def filter_scores(model: nn.Module, channels: Channels) -> dict[int, float]:
         norm: Any = model.get_submodule(channels.norms[name]) if name in channels.norms else None
         if norm is not None and norm.weight is not None and norm.running_var is not None:
             norms = norms * norm.weight.detach().abs() / (norm.running_var + norm.eps).sqrt()
+        if not bool(norms.isfinite().all()):
+            raise NonFiniteError(f"A filter of {name!r} is NaN or infinite; nothing can be ranked beside it.")
         norms = norms / norms.mean().clamp(min=1e-30)
         for number, score in zip(numbers.tolist(), norms.tolist(), strict=True):
             found[number].append(score)
@@ -42,12 +44,13 @@ def choose_filters(
     """The channels of least score: `share` of every bundle ("layer"), or of all bundles together ("global").
 
     Every bundle keeps one channel at least, and a number that `multiple` divides where it can: kernels like
-    round numbers. Raises ConfigError for a share outside [0, 1) or an unknown scope.
+    round numbers. Raises ConfigError for a share outside [0, 1), an unknown scope or no multiple.
     Introduced in notebook 11.
     """
-    if not 0 <= share < 1 or scope not in ("layer", "global"):
+    if not 0 <= share < 1 or scope not in ("layer", "global") or multiple < 1:
         raise ConfigError(
-            f"share is {share:g}, scope {scope!r}; give 0 <= share < 1 and 'layer' or 'global'."
+            f"share is {share:g}, scope {scope!r}, multiple {multiple}; give 0 <= share < 1, 'layer' or "
+            "'global', and a multiple of at least 1."
         )
     scores, bundles = filter_scores(model, channels), channels.bundles().values()
     pooled = sorted(scores[number] for numbers in bundles for number in numbers.tolist())

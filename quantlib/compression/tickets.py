@@ -16,7 +16,7 @@ from quantlib.compression.pruning import Masks, magnitude_masks, masks_of, shuff
 from quantlib.errors import ConfigError
 from quantlib.subject.layout import cache_folder
 from quantlib.subject.models import build
-from quantlib.subject.recipe import Recipe, read_table
+from quantlib.subject.recipe import Recipe, kinds_of, read_table
 from quantlib.subject.state import load_best
 
 CHAINS = ("ticket", "rewound", "retrained")
@@ -124,7 +124,10 @@ def load_plan(name_or_path: str, **changes: Any) -> TicketPlan:
     fixed: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in own.items()
     }
-    return TicketPlan(recipe, **fixed)
+    with kinds_of("tickets", recipe.name):
+        plan = TicketPlan(recipe, **fixed)
+        plan.trials()
+    return plan
 
 
 def initial(model: str, seed: int) -> nn.Module:

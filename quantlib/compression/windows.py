@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from quantlib.compression.factorized import can_be_factorized, find_convolution
 from quantlib.errors import ConfigError
+from quantlib.subject.modes import answering
 
 PLACES = 64
 """Windows taken from each image: neighbours overlap, so that more of them say little more."""
@@ -90,7 +91,7 @@ def input_sizes(model: nn.Module, image: Tensor, names: Sequence[str]) -> dict[s
     def see(name: str, conv: nn.Conv2d, x: Tensor, _: Tensor) -> None:
         sizes[name] = (x.shape[2], x.shape[3])
 
-    with torch.no_grad():
+    with torch.no_grad(), answering(model):
         _listen(model, names, see, lambda: model(image))
     return sizes
 

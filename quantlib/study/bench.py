@@ -19,6 +19,7 @@ from quantlib.study.rivals import FAMILIES, RIVALS, Contest, Field, gather
 from quantlib.subject import data
 from quantlib.subject.benchmark import Timing, ratio
 from quantlib.subject.checkpoints import load_checkpoint
+from quantlib.subject.command import at_least_one
 
 FEW = ("fp32", "fp32_folded", "torch_ao", "onnxruntime", "mixed", "integer")
 """Rivals that `make setup` installs and that need no compilation."""
@@ -139,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--batch", type=int, nargs="*", default=[1, 8, 64], help="batch sizes (default 1 8 64)"
     )
     parser.add_argument("--repeats", type=int, default=7, help="counted rounds (default 7)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=at_least_one, default=torch.get_num_threads())
     parser.add_argument("--rivals", nargs="*", default=list(RIVALS), metavar="NAME", help=", ".join(RIVALS))
     parser.add_argument("--few", action="store_true", help="only " + ", ".join(FEW))
     parser.add_argument("--memory", action="store_true", help="peak memory too: a process for each rival")

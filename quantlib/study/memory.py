@@ -15,6 +15,7 @@ import torch
 from quantlib.study.rivals import MISSING, RIVALS, Contest
 from quantlib.subject import data
 from quantlib.subject.checkpoints import load_checkpoint
+from quantlib.subject.command import at_least_one
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 """Where Linux tells the peak of resident memory, and where it is told to count anew."""
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("name", choices=list(RIVALS))
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--network", default="resnet50")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=at_least_one, default=torch.get_num_threads())
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     try:

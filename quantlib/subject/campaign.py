@@ -4,6 +4,9 @@ import argparse
 import json
 import multiprocessing
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -22,6 +25,8 @@ from quantlib.subject.files import write_atomically
 Run = TypeVar("Run", bound=Hashable)
 RESULT = "result.json"
 """What a finished run leaves in its folder."""
+GRACE = 600
+"""Seconds that a worker has to save its state when the process that started it is gone."""
 
 
 def side_by_side(
@@ -64,6 +69,16 @@ def _settle() -> None:
     """What a worker does first."""
     torch.set_num_threads(1)
     keep_freed_memory()
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _leave_with(parent: int) -> None:
+    """End this worker once the process that started it is gone: the next one must find the folders free."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)  # a trainer saves its state first
+    time.sleep(GRACE)
+    os._exit(1)
 
 
 def campaign_images(
@@ -113,14 +128,15 @@ def of_one_plan(folder: Path, plan: str) -> None:
         write_atomically(mark, json.dumps(made))
 
 
-def take_over(folder: Path, kept: Path = RESULTS / "runs") -> None:
+def take_over(folder: Path, runs: Mapping[str, Mapping[str, Any]], kept: Path = RESULTS / "runs") -> None:
     """Copy into a campaign's folder the results that another machine has finished and committed.
 
-    They lie in `kept`, under the last two parts of the folder's path; what the folder has stays as it is.
+    They lie in `kept`, under the last two parts of the folder's path. `runs`: settings by name of the run;
+    results of other settings stay where they are, and what the folder has is not touched.
     """
-    for path in sorted((kept / folder.parent.name / folder.name).glob("*/result.json")):
-        own = folder / path.parent.name / path.name
-        if not own.exists():
+    for name, settings in runs.items():
+        path, own = kept / folder.parent.name / folder.name / name / RESULT, folder / name / RESULT
+        if path.exists() and not own.exists() and json.loads(path.read_text()).get("settings") == settings:
             write_atomically(own, path.read_text())
 
 

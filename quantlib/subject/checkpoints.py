@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from quantlib.errors import CheckpointError
+from quantlib.errors import CheckpointError, NonFiniteError
 from quantlib.subject.files import replace_atomically, write_atomically
 from quantlib.subject.models import MODELS, build
 from quantlib.subject.recipe import RECIPES
@@ -35,11 +35,14 @@ def checkpoint_index(root: Path | None = None, file: str = INDEX) -> dict[str, A
     if not path.exists():
         return {}
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        found = json.loads(path.read_text())
+    except ValueError as error:  # no JSON, or no text at all
         raise CheckpointError(
             f"{path} is damaged ({error}); restore it with `git checkout {path}`"
         ) from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds no list of files; restore it with `git checkout {path}`")
+    return found
 
 
 def shipped_file(name: str) -> Path:
@@ -120,6 +123,14 @@ def load_weights(path: Path, model_name: str, network: nn.Module | None = None) 
     return model.eval().to(memory_format=torch.channels_last)
 
 
+def in_half(name: str, value: Tensor) -> Tensor:
+    """A tensor in half precision; NonFiniteError where a finite number of it is too large for that."""
+    half = value.half()
+    if not torch.equal(half.isfinite(), value.isfinite()):
+        raise NonFiniteError(f"{name} has numbers beyond half precision's 65,504; scale them down first.")
+    return half
+
+
 def save_checkpoint(model: nn.Module, name: str, info: dict[str, Any], root: Path | None = None) -> Path:
     """Write a model in half precision and enter it in the index; the same weights give the same bytes.
 
@@ -128,7 +139,7 @@ def save_checkpoint(model: nn.Module, name: str, info: dict[str, Any], root: Pat
     folder = root or ROOT
     path = folder / f"{name}.safetensors"
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    state = {k: in_half(k, v) if v.is_floating_point() else v for k, v in state.items()}
     about = json.dumps({"model": info["model"], "name": name}, sort_keys=True)
     with replace_atomically(path) as aside:
         save_file(state, aside, metadata={"quantlib": about})

@@ -1,6 +1,7 @@
 """How every long command ends: done, stopped by Ctrl-C, or one sentence about what is wrong."""
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any
 import torch
 
 from quantlib.errors import ConfigError, QuantlibError
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+"""Errors of a disk that is full or that may not be written to."""
 
 
 def run_command(work: Callable[[], object], kept: str = "the state is saved") -> int:
@@ -25,8 +29,8 @@ def run_command(work: Callable[[], object], kept: str = "the state is saved") ->
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        advice = "make room there, or name a folder that can be written by --folder or XDG_CACHE_HOME"
-        print(f"error: {error}; {advice}", file=sys.stderr)
+        advice = "; make room there, or name a folder that can be written by --folder or XDG_CACHE_HOME"
+        print(f"error: {error}{advice if error.errno in UNWRITABLE else ''}", file=sys.stderr)
         return 1
     return 0
 
@@ -53,6 +57,17 @@ def require_device(name: str) -> str:
         last = torch.cuda.device_count() - 1
         raise ConfigError(f"There is no device {name!r}; the last one here is cuda:{last}.")
     return name
+
+
+def at_least_one(text: str) -> int:
+    """A number of an option that must be at least 1, for argparse.
+
+    >>> at_least_one("2")
+    2
+    """
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return int(text)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

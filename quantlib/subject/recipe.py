@@ -3,7 +3,8 @@
 import math
 import re
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from pathlib import Path
@@ -116,7 +117,7 @@ def read_settings(name_or_path: str) -> tuple[str, dict[str, Any]]:
     path = _file(name_or_path)
     try:
         return path.stem, tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
@@ -136,7 +137,7 @@ def read_table(
     it says. Raises ConfigError for a recipe without the table, and for a setting that is unknown or missing.
     """
     name, settings = read_settings(name_or_path)
-    if not settings.get(table):
+    if not settings.get(table) or not isinstance(settings[table], dict):
         having = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml") if _has_table(path, table)))
         raise ConfigError(f"{name}.toml has no [{table}] table; these have one: {having}.")
     own = {**settings.pop(table), **(changes or {})}
@@ -147,13 +148,22 @@ def read_table(
     return recipe_of(name, settings), own
 
 
+@contextmanager
+def kinds_of(table: str, name: str) -> Iterator[None]:
+    """ConfigError where a setting of a recipe's table turns out to be of the wrong kind."""
+    try:
+        yield
+    except TypeError as error:
+        raise ConfigError(f"[{table}] of {name}.toml has a setting of the wrong kind: {error}.") from None
+
+
 def _has_table(path: Path, table: str) -> bool:
     return table in tomllib.loads(path.read_text())
 
 
 def _file(name_or_path: str) -> Path:
     path = Path(name_or_path) if name_or_path.endswith(".toml") else RECIPES / f"{name_or_path}.toml"
-    if not path.exists():
+    if not path.is_file():
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
         raise ConfigError(f"there is no recipe {name_or_path!r}; choose one of {known}, or name a .toml file")
     return path
@@ -179,12 +189,14 @@ def recipe_of(name: str, settings: dict[str, Any]) -> Recipe:
         cycles = tuple((int(count), float(peak)) for count, peak in settings.get("cycles", ()))
     except (TypeError, ValueError):
         stages, cycles = (), ()
-    if not stages or any(len(stage) not in (2, 3) for stage in stages):
+    if not stages or any(len(stage) not in (2, 3) or min(stage[:2]) < 1 for stage in stages):
         raise ConfigError(
             f"{name}.toml: stages are lists of epochs and pixels such as [[2, 24], [4, 32]], and cycles lists"
             " of epochs and a share of the rates"
         )
     recipe = Recipe(name=name, **{**settings, "stages": stages, "cycles": cycles})
+    if recipe.batch_size < 1:
+        raise ConfigError(f"{name}.toml: batch_size is {recipe.batch_size}; it must be at least 1.")
     if sum(count for count, _ in recipe.whole_cycles()) != recipe.epochs:
         raise ConfigError(
             f"{name}.toml: the cycles must have as many epochs in all as the stages, {recipe.epochs}"

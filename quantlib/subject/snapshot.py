@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from quantlib.errors import ConfigError, TrainingError
-from quantlib.subject.checkpoints import ROOT
+from quantlib.subject.checkpoints import ROOT, in_half
 from quantlib.subject.command import run_command
 from quantlib.subject.files import replace_atomically
 from quantlib.subject.recipe import Recipe, load_recipe, recipe_of
@@ -41,7 +41,7 @@ def save_snapshot(folder: Path, path: Path) -> dict[str, Any]:
             f"{source} is missing: there is no unfinished run of this recipe; --folder names another place"
         )
     state = torch.load(source, map_location="cpu", weights_only=False)
-    weights = {k: v.half() if v.is_floating_point() else v for k, v in state["model"].items()}
+    weights = {k: in_half(k, v) if v.is_floating_point() else v for k, v in state["model"].items()}
     log = folder / "log.csv"
     text = log.read_text() if log.exists() else ""
     facts = {"step": state["step"], "seconds": state["seconds"]}

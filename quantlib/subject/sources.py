@@ -42,6 +42,12 @@ KNOWN = {
     *LABEL_FILES,
 }
 """Files that are taken out of an archive."""
+LARGEST = 64_000_000
+"""Bytes that a file of any published form has at most; a tar may promise any number."""
+
+
+UNREADABLE = (OSError, ValueError, KeyError, IndexError, TypeError, OverflowError)
+"""What goes wrong where a batch is not what its name says."""
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -53,6 +59,9 @@ def unpack(archive: Path, folder: Path) -> None:
                 name = Path(member.name).name
                 file = tar.extractfile(member) if member.isfile() and name in KNOWN else None
                 if file is not None:
+                    if member.size > LARGEST:
+                        size = f"{member.size:,} bytes"
+                        raise DataError(f"{archive.name} is not CIFAR-10: its {name} has {size}")
                     _write(folder / name, file.read())
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise DataError(f"{archive.name} is damaged or not a tar archive ({error})") from error
@@ -75,7 +84,7 @@ def assemble(folder: Path, into: Path) -> None:
     for batch in progress(BATCHES, desc="checking", unit="file"):
         try:
             data = _read(folder, batch)
-        except (OSError, ValueError, KeyError, IndexError) as error:
+        except (*UNREADABLE, Image.DecompressionBombError) as error:
             raise DataError(f"{batch} cannot be read ({error})") from error
         found = layout.md5_of(data)
         if found != BINARY.md5[batch]:

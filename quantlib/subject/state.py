@@ -30,7 +30,8 @@ class Average:
 
     @staticmethod
     def _tensors(model: nn.Module) -> list[Tensor]:
-        return [t for t in model.state_dict().values() if t.is_floating_point()]
+        every = [t for t in model.state_dict().values() if t.is_floating_point() and t.numel()]
+        return list({(t.data_ptr(), t.shape): t for t in every}.values())  # a shared one moves once
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -48,7 +49,7 @@ class TrainingLog:
 
     def append(self, row: dict[str, Any]) -> None:
         """Add one row, with a header when it is the first."""
-        new = not self.path.exists()
+        new = not self.path.exists() or not self.path.stat().st_size  # a full disk leaves an empty one
         with self.path.open("a", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
             if new:
@@ -59,10 +60,11 @@ class TrainingLog:
         """Leave out what came after `step`: a kill between log and state has the epoch done again."""
         if not self.path.exists():
             return
-        head, *rows = self.path.read_text().splitlines(keepends=True)
-        kept = [row for row in rows if int(row.split(",")[0]) <= step]
-        if len(kept) < len(rows):
-            write_atomically(self.path, "".join([head, *kept]))
+        lines = self.path.read_text().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n") and line.strip()]  # the last may be cut off
+        kept = whole[:1] + [row for row in whole[1:] if int(row.split(",")[0]) <= step]
+        if len(kept) < len(lines):
+            write_atomically(self.path, "".join(kept))
 
 
 def save_state(trainer: "Trainer") -> None:

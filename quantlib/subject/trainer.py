@@ -2,6 +2,7 @@
 
 import math
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -128,20 +129,24 @@ class Trainer:
         return float(torch.stack(losses).mean())
 
     def check(self, losses: list[Tensor]) -> None:
-        """Stop at a loss that is not finite, before anything of it is saved."""
+        """Stop at a loss or a weight that is not finite, before anything of it is saved."""
         finite = torch.isfinite(torch.stack(losses[-CHECK_EVERY:]))
-        if not bool(finite.all()):
-            step = self.step - len(finite) + int((~finite).nonzero()[0]) + 1
+        first = [*(~finite).nonzero()[:, 0].tolist(), len(finite) - 1][0]
+        # The last update may ruin weights whose loss was finite before it.
+        if not bool(finite.all()) or not all(bool(w.isfinite().all()) for w in self.model.parameters()):
+            kept = self.folder / "state.pt"
             raise TrainingError(
-                f"the loss is not finite at step {step}: lower learning_rate in the recipe "
-                f"and start again; the last good state is kept in {self.folder / 'state.pt'}"
+                f"the loss is not finite at step {self.step - len(finite) + first + 1}, or the weights after "
+                "it: lower learning_rate in the recipe and begin in another folder, by --folder"
+                + (f"; the last good state is kept in {kept}" if kept.exists() else "")
             )
 
     def run(self) -> None:
         """Train to the end of the recipe, saving the state on the way and when interrupted."""
-        before = {
-            number: signal.signal(number, self.request_stop) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        before = {}
+        if threading.current_thread() is threading.main_thread():  # no other may listen to signals
+            listened = (signal.SIGINT, signal.SIGTERM)
+            before = {number: signal.signal(number, self.request_stop) for number in listened}
         try:
             if self.rank == 0 and self.step == 0 and self.best < 0 and self.recipe.start:
                 self.judge(epoch=0, loss=math.nan)
@@ -155,6 +160,7 @@ class Trainer:
                 if self.stop:
                     raise KeyboardInterrupt
         finally:
+            self.stop = False  # called again, it goes on
             for number, handler in before.items():  # a notebook's interrupts are its own again
                 signal.signal(number, handler)
 

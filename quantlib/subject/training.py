@@ -16,7 +16,7 @@ from torch import nn
 from quantlib.errors import ConfigError
 from quantlib.subject import data
 from quantlib.subject.allocator import keep_freed_memory
-from quantlib.subject.command import add_device, run_command
+from quantlib.subject.command import add_device, at_least_one, run_command
 from quantlib.subject.hooks import Hooks
 from quantlib.subject.recipe import Recipe, load_recipe, trained_by
 from quantlib.subject.snapshot import load_snapshot, snapshot_path
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser, recipe: str) -> None:
     parser.add_argument("--folder", type=Path, help="of state and log (~/.cache/quantlib/training/NAME)")
     parser.add_argument("--data", help="folder of CIFAR-10 (default: looked for)")
     add_device(parser)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=at_least_one, default=os.cpu_count())
     parser.add_argument("--save-seconds", type=float, default=120)
 
 

@@ -5,6 +5,7 @@ import resource
 import signal
 import time
 import tracemalloc
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -13,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from quantlib.compression import lanes
+from quantlib.compression import archive, lanes
 from quantlib.compression.archive import CHECKSUM, compress, decompress
 from quantlib.compression.norms import round_mantissa, simplify_norms
 from quantlib.compression.records import Reader, decode, distinct, encode, varint
 from quantlib.compression.sharing import share
-from quantlib.errors import CheckpointError, ConfigError
+from quantlib.errors import CheckpointError, ConfigError, NonFiniteError
 from quantlib.subject.models import build
 
 HEAD = 5 + CHECKSUM
@@ -309,3 +310,42 @@ def test_a_hostile_file_asks_for_no_memory(tmp_path):
                 assert tracemalloc.get_traced_memory()[1] - before < 5e6, place
     finally:
         tracemalloc.stop()
+
+
+def test_a_refused_file_leaves_the_model_as_it_was(tmp_path, monkeypatch):
+    """The last record turns out to be wrong when all others have been read."""
+    compress(small(), tmp_path / "net.qldc")
+    pending, real = [], archive.decode
+
+    class Wrong(NamedTuple):
+        streams: list
+
+        def finish(self, symbols):
+            raise CheckpointError("it has another number of values")
+
+    def decode_but_the_last(reader, size):
+        pending.append(real(reader, size))
+        return Wrong(pending[-1].streams) if len(pending) == groups else pending[-1]
+
+    groups = len(archive._groups(small().state_dict()))
+    monkeypatch.setattr(archive, "decode", decode_but_the_last)
+    target = small(seed=5)
+    with pytest.raises(CheckpointError, match="another number of values"):
+        decompress(tmp_path / "net.qldc", target)
+    assert same(target, small(seed=5)) and not same(target, small())
+
+
+def test_nobodys_random_numbers_are_moved(tmp_path):
+    model = build("resnet20").eval()
+    torch.manual_seed(0)
+    wanted = torch.rand(3)
+    torch.manual_seed(0)
+    compress(model, tmp_path / "net.qldc", "resnet20")
+    decompress(tmp_path / "net.qldc")
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_what_half_precision_cannot_hold_is_named():
+    with pytest.raises(NonFiniteError, match="65,504"):
+        round_mantissa(torch.tensor([1.0, 7e4]), 5)
+    assert round_mantissa(torch.tensor([torch.inf, 6e4]), 10).tolist() == [torch.inf, 6e4]

@@ -124,3 +124,11 @@ def test_a_lesson_that_cannot_be_is_refused(wrong):
 def test_no_images_are_refused():
     with pytest.raises(ConfigError, match="needs images"):
         teach_blocks(load_checkpoint("resnet20"), load_checkpoint("resnet20"), torch.empty(0, 3, 32, 32))
+
+
+def test_no_gradient_stays_behind(images):
+    """A trainer adds up what it finds: its first step would begin with the lesson's last."""
+    model = load_checkpoint("resnet20")
+    taught = copy.deepcopy(model)
+    teach_blocks(taught, model, images, Lesson(2, 4), magnitude_masks(taught, 0.5))
+    assert all(weight.grad is None for weight in taught.parameters())

@@ -152,3 +152,12 @@ def test_the_price_of_a_size_gives_that_size():
         assert bits / 8e6 == pytest.approx(megabytes, rel=0.04)
     with pytest.raises(ConfigError, match="cannot be shared in -1 MB"):
         price_of_size(model, importances, -1.0)
+
+
+def test_plain_weights_replace_looked_up_ones():
+    """A copy into what is looked up would be lost without a word."""
+    model = network()
+    two = {name: share(weight, 2) for name, weight in weights_of(model).items()}
+    plain = with_weights(attach(model, shares(model)), two)
+    for name, weight in weights_of(plain).items():
+        assert torch.equal(weight.detach(), two[name].weight) and weight.is_leaf

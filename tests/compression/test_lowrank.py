@@ -268,3 +268,21 @@ def test_a_skeleton_has_the_same_shape_and_takes_the_weights():
     for name, plan in plans.items():
         shapes = [tuple(part.weight.shape) for part in made.get_submodule(name)]
         assert shapes == factor_shapes(model.get_submodule(name), plan)
+
+
+def test_a_bare_convolution_and_one_that_is_used_by_two_names_are_replaced():
+    alone = factorize(conv(), {"": Plan("channel", 2)})
+    assert isinstance(alone, nn.Sequential) and len(alone) == 2
+    layer = conv(inputs=8, out=8)
+    both = factorize(nn.Sequential(layer, nn.ReLU(), layer), {"0": Plan("channel", 2)})
+    assert both[0] is both[2] and isinstance(both[2], nn.Sequential)
+
+
+@pytest.mark.parametrize("plan, largest", [
+    (Plan("channel", 9), 8), (Plan("channel", 0), 8), (Plan("spatial", 19), 18),
+    (Plan("tucker2", (9, 1)), 8), (Plan("tucker2", (1, 7)), 6),
+])  # fmt: skip
+def test_a_skeleton_has_no_rank_that_the_factors_could_not_have(plan, largest):
+    for make in (skeleton_of, factorize):
+        with pytest.raises(ConfigError, match=f"'0': rank is .*; this layer allows 1 to {largest}"):
+            make(nn.Sequential(conv()), {"0": plan})

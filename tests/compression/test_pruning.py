@@ -11,7 +11,15 @@ from torch import nn
 from torch.nn.utils import prune
 
 from quantlib.compression import pruning
-from quantlib.compression.pruning import Schedule, apply_masks, magnitude_masks, prunable, sparsity_of
+from quantlib.compression.pruning import (
+    SCOPES,
+    Schedule,
+    apply_masks,
+    magnitude_masks,
+    prunable,
+    recalibrate,
+    sparsity_of,
+)
 from quantlib.errors import ConfigError, NonFiniteError
 from quantlib.subject.models import build
 from tests.quantization.networks import Tiny, randomize
@@ -215,3 +223,32 @@ def test_a_weight_that_is_no_number_is_named() -> None:
         model[0].weight[0, 0] = float("nan")
     with pytest.raises(NonFiniteError, match="NaN or infinite"):
         magnitude_masks(model, 0.25)
+
+
+def test_dropped_weights_stay_dropped_when_less_is_asked_for():
+    layer = nn.Linear(8, 1)
+    first = magnitude_masks(layer, 0.75)
+    for scope in SCOPES:
+        assert torch.equal(magnitude_masks(layer, 0.5, scope, within=first)["weight"], first["weight"])
+
+
+def test_a_weight_that_two_layers_share_is_pruned_once():
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    second.weight = first.weight
+    model = nn.Sequential(first, second)
+    masks = magnitude_masks(model, 0.5)
+    assert list(masks) == ["0.weight"] and sparsity_of(masks) == 0.5
+    apply_masks(model, masks)
+    assert int((second.weight == 0).sum()) == 8
+
+
+def test_a_network_without_weights_to_prune_is_named():
+    with pytest.raises(ConfigError, match="nothing can be pruned"):
+        magnitude_masks(nn.ReLU(), 0.5)
+    assert sparsity_of({}) == 0
+
+
+def test_recalibrate_leaves_each_norm_in_its_mode():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4).eval())
+    recalibrate(model, [(torch.randn(2, 3, 4, 4), torch.zeros(2))])
+    assert [module.training for module in model] == [True, True, False]

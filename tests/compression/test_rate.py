@@ -73,3 +73,12 @@ def test_a_weight_that_is_no_number_is_named(weight):
     weight.view(-1)[3] = float("nan")
     with pytest.raises(NonFiniteError, match="cannot be shared"):
         share_at_rate(weight, 4, 0.0)
+
+
+def test_tiny_weights_are_shared_as_large_ones_are():
+    weights = torch.randn(500, generator=torch.Generator().manual_seed(0))
+    large, tiny = share_at_rate(weights, 4, 0.0), share_at_rate(weights * 2.0**-122, 4, 0.0)
+    assert torch.equal(large.index, tiny.index)
+    torch.testing.assert_close(tiny.codebook * 2.0**122, large.codebook)
+    with pytest.raises(ConfigError, match="price is nan"):
+        share_at_rate(weights, 4, float("nan"))

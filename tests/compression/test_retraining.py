@@ -11,7 +11,9 @@ from quantlib.compression import repair, retraining
 from quantlib.compression.distillation import Taught
 from quantlib.compression.pruning import magnitude_masks, masks_of, prunable, sparsity_of
 from quantlib.compression.retraining import MaskedRetraining, Pruning, load_pruning_recipe, retrain
-from quantlib.errors import ConfigError
+from quantlib.compression.student_plans import load_plan as load_students
+from quantlib.compression.tickets import load_plan as load_tickets
+from quantlib.errors import ConfigError, TrainingError
 from quantlib.subject import checkpoints, data, training
 from quantlib.subject import publish as publishing
 from quantlib.subject.benchmark import machine
@@ -220,3 +222,32 @@ def test_blocks_learn_before_the_retraining_and_only_once(tmp_path: Path, monkey
 def test_repair_needs_a_cut_at_once() -> None:
     with pytest.raises(ConfigError, match="one_shot"):
         Pruning(final=0.5, repair=10)
+
+
+def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:
+    """Or the run would go on with the old masks and be called by the new share."""
+    half = Pruning(final=0.5, kind="one_shot")
+    retrain(TINY, IMAGES, HELD, tmp_path, pruning=half, compile_model=False)
+    with pytest.raises(TrainingError, match="was pruned by .*'final': 0.5.*not by .*'final': 0.9.*--folder"):
+        retrain(TINY, IMAGES, HELD, tmp_path, pruning=replace(half, final=0.9), compile_model=False)
+
+
+@pytest.mark.parametrize("load, text, said", [
+    (load_pruning_recipe, '[pruning]\nfinal = "0.9"', r"\[pruning\] of mine.toml has a setting of the wr"),
+    (load_pruning_recipe, "pruning = 3", r"no \[pruning\] table"),
+    (load_tickets, "[tickets]\ndeciding = 0.5", r"\[tickets\] of mine.toml has a setting of the wrong kind"),
+    (load_students, '[students]\nseeds = 3\narms = [{name = "a"}]', r"\[students\] of mine.toml has"),
+    (training.load_recipe, "batch_size = 0", "batch_size is 0; it must be at least 1"),
+])  # fmt: skip
+def test_a_setting_of_the_wrong_kind_is_one_sentence(tmp_path: Path, load, text: str, said: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'model = "resnet20"\nstages = [[1, 32]]\n{text}\n')
+    with pytest.raises(ConfigError, match=said):
+        load(str(path))
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load(str(path))
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ConfigError, match="there is no recipe"):
+        load(str(path))

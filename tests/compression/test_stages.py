@@ -63,3 +63,9 @@ def test_ans_is_a_hair_above_the_entropy():
     bound = entropy_bits(np.bincount(symbols))
     assert bound <= 8 * ans_bytes(symbols) < 1.002 * bound + 64
     assert ans_bytes([3, 3, 3]) == 0
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_other_kinds_of_floats_are_taken_as_float32(kind):
+    weight = torch.tensor([0.0, 0.5, 0.5, -1.0, 0.0, 0.25])
+    assert stages_of("a", weight.to(kind)) == stages_of("a", weight)

@@ -116,7 +116,7 @@ def test_what_another_machine_finished_is_found_without_training(tmp_path, monke
     """A fresh clone has no cache: a notebook that only reads must see what is committed."""
     plan = replace(PLAN, arms=(Arm("alone"),), seeds=(0,))
 
-    def commit(folder):
+    def commit(folder, runs):
         (folder / "alone-0").mkdir(parents=True)
         result = {"arm": "alone", "settings": vars(plan.arms[0])}
         (folder / "alone-0/result.json").write_text(json.dumps(result))

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from quantlib.compression.channels import FIXED, find_channels
 from quantlib.compression.costs import macs
 from quantlib.compression.thinning import choose_filters, filter_scores, remove_channels, thin
-from quantlib.errors import ConfigError, UnsupportedOperatorError
+from quantlib.errors import ConfigError, NonFiniteError, UnsupportedOperatorError
 from quantlib.quantization.graph import BATCH_NORMS, fuse
 from quantlib.subject.models import build
 from quantlib.subject.zoo import random_network
@@ -201,3 +201,14 @@ def test_what_is_not_understood_is_named() -> None:
         thin(Tiny(), 0.5)
     with pytest.raises(ConfigError, match="share is 1"):
         thin(Tiny().eval(), 1.0)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_filters_that_are_not_finite_are_named(scope):
+    model = build("resnet20").eval()
+    with torch.no_grad():
+        model.layer1[0].conv1.weight[0] = torch.nan
+    with pytest.raises(NonFiniteError, match="layer1.0.conv1"):
+        thin(model, 0.5, scope)
+    with pytest.raises(ConfigError, match="a multiple of at least 1"):
+        thin(build("resnet20").eval(), 0.5, multiple=0)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from quantlib.compression.factorized import Plan, factorize, factorized
-from quantlib.compression.windows import logit_influence, second_moments
+from quantlib.compression.windows import input_sizes, logit_influence, second_moments
 from quantlib.errors import ConfigError
 
 
@@ -79,3 +79,9 @@ def test_same_seed_same_moments_and_refusals():
     model.forward = lambda x: model[1](model[0](x)).flatten(1)
     with pytest.raises(ConfigError, match="do not depend on unused"):
         logit_influence(model, data, ["0", "unused"])
+
+
+def test_looking_at_sizes_moves_no_statistics():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
+    assert input_sizes(model, torch.randn(1, 3, 8, 8), ["0"]) == {"0": (8, 8)}
+    assert model.training and not model[1].running_mean.any()

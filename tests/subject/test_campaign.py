@@ -1,6 +1,11 @@
 """Runs side by side: each once, none before what it needs, errors come out."""
 
+import json
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -48,17 +53,19 @@ def test_an_error_in_a_run_comes_out(workers):
 
 def test_results_of_another_machine_are_taken_over_and_own_ones_kept(tmp_path):
     kept, folder = tmp_path / "results/runs", tmp_path / "cache/students/mine-1a2b"
-    for place, text in ((kept / "students/mine-1a2b", "theirs"), (kept / "students/other-3c4d", "other")):
-        for run in ("alone-0", "alone-1"):
+    theirs, other = json.dumps({"settings": {"rate": 1}}), json.dumps({"settings": {"rate": 2}})
+    for place, text in ((kept / "students/mine-1a2b", theirs), (kept / "students/other-3c4d", other)):
+        for run in ("alone-0", "alone-1", "edited-0"):
             (place / run).mkdir(parents=True)
             (place / run / "result.json").write_text(text)
     (folder / "alone-0").mkdir(parents=True)
     (folder / "alone-0/result.json").write_text("own")
-    take_over(folder, kept)
-    take_over(tmp_path / "cache/tickets/mine-1a2b", kept)  # nothing is kept for it
+    runs = {"alone-0": {"rate": 1}, "alone-1": {"rate": 1}, "edited-0": {"rate": 3}, "absent-0": {"rate": 1}}
+    take_over(folder, runs, kept)
+    take_over(tmp_path / "cache/tickets/mine-1a2b", runs, kept)  # nothing is kept for it
     found = {str(path.relative_to(tmp_path / "cache")): path.read_text() for path in folder.rglob("*.json")}
     assert found == {"students/mine-1a2b/alone-0/result.json": "own",
-                     "students/mine-1a2b/alone-1/result.json": "theirs"}  # fmt: skip
+                     "students/mine-1a2b/alone-1/result.json": theirs}  # fmt: skip
     assert not (tmp_path / "cache/tickets").exists()
 
 
@@ -88,3 +95,43 @@ def test_a_folder_is_of_one_plan(tmp_path):
     of_one_plan(folder, "a-1")
     with pytest.raises(ConfigError, match="made with plan a-1"):
         of_one_plan(folder, "b-2")
+
+
+CAMPAIGN = """
+import os, sys, time
+from pathlib import Path
+from quantlib.subject.campaign import side_by_side
+
+def work(folder):
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(60)
+
+if __name__ == "__main__":
+    list(side_by_side([sys.argv[1]], work, workers=2))
+"""
+
+
+def lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+def test_workers_leave_when_the_process_that_started_them_is_killed(tmp_path):
+    script, folder = tmp_path / "campaign.py", tmp_path / "runs"
+    script.write_text(CAMPAIGN)
+    folder.mkdir()
+    path = str(Path(__file__).parents[2])
+    parent = subprocess.Popen([sys.executable, script, folder], env=os.environ | {"PYTHONPATH": path})
+    while not (workers := [int(each.name) for each in folder.iterdir()]):
+        assert parent.poll() is None
+        time.sleep(0.1)
+    parent.kill()
+    parent.wait()
+    end = time.monotonic() + 10
+    while any(map(lives, workers)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any(map(lives, workers))

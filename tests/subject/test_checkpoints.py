@@ -5,8 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantlib.errors import CheckpointError
-from quantlib.subject.checkpoints import checkpoint_info, load_checkpoint, load_weights, save_checkpoint
+from quantlib.errors import CheckpointError, NonFiniteError
+from quantlib.subject.checkpoints import (
+    checkpoint_index,
+    checkpoint_info,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from quantlib.subject.models import build
 
 
@@ -70,3 +76,18 @@ def test_a_damaged_index_is_refused(folder: Path) -> None:
     (folder / "index.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"index\.json is damaged"):
         load_checkpoint("resnet20", folder)
+
+
+def test_a_number_beyond_half_precision_is_refused(folder: Path) -> None:
+    model = build("resnet20")
+    model.bn1.running_var[0] = 1e5
+    with pytest.raises(NonFiniteError, match="bn1.running_var"):
+        save_checkpoint(model, "large", {"model": "resnet20"}, folder)
+    assert not (folder / "large.safetensors").exists()
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[]"])
+def test_an_index_that_is_no_list_is_refused(folder: Path, content: bytes) -> None:
+    (folder / "index.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match="index.json .*restore it with `git checkout"):
+        checkpoint_index(folder)

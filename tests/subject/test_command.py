@@ -1,5 +1,8 @@
 """How commands end, and that training goes on where no compiler works."""
 
+import errno
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +11,7 @@ from quantlib.errors import ConfigError
 from quantlib.subject.campaign import campaign_arguments
 from quantlib.subject.command import check_start, run_command
 from quantlib.subject.compiled import compiled
+from quantlib.subject.training import main
 
 
 def raises(error):
@@ -65,3 +69,19 @@ def test_a_device_that_is_not_there_is_refused_before_any_work(name, said, monke
     with pytest.raises(SystemExit):
         campaign_arguments(["--device", "cuda:2"], None, "x", "tickets")
     assert "the last one here is cuda:1" in capsys.readouterr().err
+
+
+def test_a_full_disk_gets_advice_and_another_error_none(capsys) -> None:
+    for number, advised in ((errno.ENOSPC, True), (errno.EISDIR, False)):
+
+        def work(number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        assert run_command(work) == 1
+        assert ("make room there" in capsys.readouterr().err) == advised
+
+
+def test_no_threads_are_refused(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["--threads", "0"])
+    assert "--threads: 0 is not at least 1" in capsys.readouterr().err

@@ -4,10 +4,12 @@ import json
 import os
 import pickle
 import sys
+import tarfile
 from collections import namedtuple
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from quantlib.errors import DataError
 from quantlib.subject import download, layout, sources
@@ -318,3 +320,26 @@ def test_labels_of_the_full_set_are_balanced():
     folder, form = layout.require()
     labels = layout.read_records(folder, form, layout.BATCHES)[:, 0]
     assert np.bincount(labels).tolist() == [6000] * 10
+
+
+def test_an_archive_that_promises_too_much_is_refused(tmp_path):
+    """A sparse member of a tar says how large it is; a few bytes could ask for any memory."""
+    member = tarfile.TarInfo("data_batch_1.bin")
+    member.size = sources.LARGEST + 1
+    with open(tmp_path / "big.tar", "wb") as file:
+        file.write(member.tobuf())
+        file.truncate(member.size + 2048)  # a hole: no disk is used
+    with pytest.raises(DataError, match="big.tar is not CIFAR-10: its data_batch_1.bin has 64,000,001 bytes"):
+        sources.unpack(tmp_path / "big.tar", tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("labels", ["[300, 1]", "[null, 1]", '{"a": 1}'])
+def test_labels_that_are_none_are_one_sentence(tmp_path, labels):
+    Image.new("RGB", (1024, 2)).save(tmp_path / "test_batch.png")
+    for name in sources.LABEL_FILES:
+        (tmp_path / name).write_text(labels)
+    for batch in sources.BATCHES:
+        Image.new("RGB", (1024, 2)).save(tmp_path / f"{batch}.png")
+    with pytest.raises(DataError, match="cannot be read|is damaged"):
+        sources.assemble(tmp_path, tmp_path / "out")

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from quantlib.subject import trainer as trainer_module
 from quantlib.subject.hooks import Hooks
 from quantlib.subject.models import build
 from quantlib.subject.recipe import Recipe, load_recipe, trained_by
-from quantlib.subject.state import save_state
+from quantlib.subject.state import Average, save_state
 from quantlib.subject.trainer import Trainer
 from quantlib.subject.training import main
 
@@ -106,6 +107,56 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path:
     with pytest.raises(TrainingError, match=r"not finite at step 2.*learning_rate.*state\.pt"):
         bad.run()
     assert trainer(tmp_path).step == 1
+
+
+class Ruins(Hooks):
+    """Makes a gradient NaN in the last step of the first epoch: the loss was finite, the weights are not."""
+
+    def before_step(self, trainer: Trainer) -> None:
+        if trainer.step == trainer.steps_per_epoch - 1:
+            trainer.model.conv1.weight.grad.fill_(float("nan"))
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    run = trainer(tmp_path, hooks=Ruins())
+    with pytest.raises(TrainingError, match="or the weights after it: lower learning_rate.*by --folder$"):
+        run.run()
+    assert not (tmp_path / "state.pt").exists() and not (tmp_path / "best.pt").exists()
+
+
+def test_an_interrupted_run_goes_on_when_it_is_called_again_also_in_a_thread(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.request_stop()
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    thread = threading.Thread(target=run.run)
+    thread.start()
+    thread.join()
+    assert run.step == run.total_steps
+
+
+@pytest.mark.parametrize("torn", ["", "step,epo", "step,epoch\n", "step,epoch\n4,1", "step,epoch\n4,1\n\n"])
+def test_a_torn_log_does_not_end_the_run(tmp_path: Path, torn: str) -> None:
+    run = trainer(tmp_path)
+    run.request_stop()
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    (tmp_path / "log.csv").write_text(torn)
+    trainer(tmp_path).run()
+    rows = (tmp_path / "log.csv").read_text().splitlines()
+    assert rows[0].startswith("step,epoch") and rows[-1].split(",")[1] == str(TINY.epochs)
+
+
+def test_a_weight_that_two_layers_share_is_averaged_once() -> None:
+    first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    second.weight = first.weight
+    model = torch.nn.Sequential(first, second)
+    average = Average(model, 0.5)
+    with torch.no_grad():
+        before = first.weight.clone()
+        first.weight.add_(1.0)
+    average.update(model)
+    torch.testing.assert_close(average.model[0].weight, before + (1 - 2 / 11))
 
 
 def test_a_state_of_another_recipe_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
