@@ -35,8 +35,8 @@ CATS = (torch.cat, torch.concat, torch.concatenate)
 """Every spelling of a concatenation."""
 DROPPED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 """Modules that do nothing in eval mode."""
-IN_PLACE = (operator.iadd, torch.relu_, F.relu_, "relu_", "add_")
-"""Calls that overwrite their first input."""
+IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem)
+"""Calls that overwrite their first input and whose names do not say so."""
 POOL_CALLS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
     F.max_pool2d: (
         nn.MaxPool2d,
@@ -99,10 +99,15 @@ def tensor_inputs(node: fx.Node) -> list[fx.Node]:
 
 
 def works_in_place(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether the operator overwrites its first input."""
+    """Whether the operator overwrites its first input; torch ends such names in one underscore."""
     if node.op == "call_module":
         return bool(getattr(modules[str(node.target)], "inplace", False))
-    return node.target in IN_PLACE or node.kwargs.get("inplace") is True or node.kwargs.get("out") is not None
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    overwrites = name.endswith("_") and not name.endswith("__")
+    told = node.kwargs.get("inplace") is True or node.kwargs.get("out") is not None
+    return overwrites or told or node.target in IN_PLACE
 
 
 def modules_for(node: fx.Node, modules: Mapping[str, nn.Module]) -> list[nn.Module] | None:

@@ -41,6 +41,8 @@ def links(graph: fx.Graph) -> list[tuple[fx.Node, fx.Node]]:
             before = before.args[0]
         if not has_weight(before) or len(before.users) > 1 or _has_ceiling(before):
             continue
+        if kind(before) != kind(node):
+            continue  # a linear layer that reads an image directly reads its width, not its channels
         if all(owners[id(module_of(layer).weight)] == 1 for layer in (before, node)):
             found.append((before, node))
     return found
@@ -63,7 +65,7 @@ def equalizing_factors(first: Tensor, second: Tensor) -> Tensor:
     >>> equalizing_factors(torch.tensor([8.0, 0.5]), torch.tensor([2.0, 0.5])).tolist()
     [2.0, 1.0]
     """
-    s = torch.sqrt(first / second)
+    s = torch.sqrt(first) / torch.sqrt(second)  # the quotient alone can leave float32
     return torch.where((first > 0) & (second > 0), s, torch.ones_like(s))
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from quantlib.errors import UnsupportedOperatorError
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -48,10 +50,19 @@ class FusedConv2d(Rectified, nn.Conv2d):
 
 
 class FusedLinear(Rectified, nn.Linear):
-    """relu(x W^T + bias); (n, features) float32. Notebook 06."""
+    """relu(x W^T + bias); (n, features) float32. Notebook 06.
+
+    rows_only: a batch norm is folded in, which means another axis of (n, places, features).
+    """
+
+    rows_only: bool = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply, then rectify."""
+        if self.rows_only and x.dim() != 2:
+            raise UnsupportedOperatorError(
+                "A batch norm behind a linear layer is quantized for inputs (n, features) only."
+            )
         return self.rectified(super().forward(x))
 
 
@@ -71,7 +82,9 @@ class Concat(nn.Module):
         self.dim = dim
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        """Concatenate."""
+        """Concatenate; UnsupportedOperatorError along the batch, of which engines see a part at a time."""
+        if self.dim % tensors[0].dim() == 0:
+            raise UnsupportedOperatorError("Tensors are joined along the batch; join them along channels.")
         return torch.cat(tensors, self.dim)
 
 

@@ -41,21 +41,30 @@ def trace(model: nn.Module) -> fx.GraphModule:
     """
     if any(module.training for module in model.modules()):
         raise ConfigError("The model is in train mode; call model.eval() first.")
-    model = copy.deepcopy(model)
+    if any(module._forward_pre_hooks and "weight" not in module._parameters for module in _weighted(model)):
+        raise UnsupportedOperatorError(
+            "A weight is made anew by a hook before each pass (pruning, weight norm); make it permanent "
+            "first, for example by torch.nn.utils.prune.remove."
+        )
     tracer = _Tracer()
     try:
+        model = copy.deepcopy(model)
         graph = tracer.trace(model)
+        traced = fx.GraphModule(tracer.root, graph, type(model).__name__)
     except Exception as error:  # torch.fx fails in as many ways as there are models
         raise untraceable(model, error) from error
-    traced = fx.GraphModule(tracer.root, graph, type(model).__name__)
     return traced.eval()
+
+
+def _weighted(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, CONVOLUTIONS)]
 
 
 def untraceable(model: nn.Module, error: Exception) -> UnsupportedOperatorError:
     """What to raise where torch.fx has failed on a model."""
     return UnsupportedOperatorError(
         f"torch.fx cannot trace {type(model).__name__} ({error}); "
-        "remove what depends on the data from its forward."
+        "remove what depends on the data from its forward, and rename what is no name in Python."
     )
 
 
@@ -90,6 +99,9 @@ def fold_batch_norm(model: nn.Module) -> fx.GraphModule:
     Introduced in notebook 06.
     """
     traced = trace(model)
+    modules = dict(traced.named_modules())
+    for node in list(traced.graph.nodes):
+        _show_overwriting(node, modules)
     _fold(traced)
     return _finished(traced)
 
@@ -149,8 +161,7 @@ def _canonicalize(traced: fx.GraphModule) -> None:
         inputs = tensor_inputs(node)
         if node.op == "call_module" and replacement is not None:
             node.args, node.kwargs = tuple(inputs), {}  # conv(input=x) is conv(x)
-        if node.op != "placeholder" and inputs and works_in_place(node, modules):
-            _hide_old_value(inputs[0], node)
+        _show_overwriting(node, modules)
         if replacement is None or _stands(node, replacement, modules, taken):
             continue
         last = inputs[0]
@@ -178,12 +189,24 @@ def _stands(
     return stands
 
 
-def _hide_old_value(old: fx.Node, overwriting: fx.Node) -> None:
-    """After an in-place operator, whoever reads its input reads its result."""
-    order = {node: position for position, node in enumerate(old.graph.nodes)}
-    for user in list(old.users):
-        if order[user] > order[overwriting]:
-            user.replace_input_with(old, overwriting)
+def _show_overwriting(node: fx.Node, modules: dict[str, nn.Module]) -> None:
+    """After an in-place operator, whoever reads its input reads its result.
+
+    Where nobody reads either, what it overwrites has another name, x[:, :2] or a flattened x: the graph does
+    not show who sees the change. Raises UnsupportedOperatorError then.
+    """
+    inputs = tensor_inputs(node)
+    if node.op == "placeholder" or not inputs or not works_in_place(node, modules):
+        return
+    order = {each: position for position, each in enumerate(node.graph.nodes)}
+    for user in list(inputs[0].users):
+        if order[user] > order[node]:
+            user.replace_input_with(inputs[0], node)
+    if not node.users:
+        raise UnsupportedOperatorError(
+            f"{node.name} at {scope(node) or 'the top level'} changes a tensor in place, and its result is "
+            "not read; assign it, as in x = torch.relu(x)."
+        )
 
 
 def _name(node: fx.Node, module: nn.Module, modules: dict[str, nn.Module], taken: set[str]) -> str:
@@ -214,6 +237,10 @@ def _fold(traced: fx.GraphModule) -> None:
         layer = module_of(source)
         if type(layer) not in CONVOLUTIONS or getattr(layer, "relu", False) or norm.running_mean is None:
             continue
+        if norm.num_features != len(layer.weight):  # type: ignore[arg-type]
+            continue  # a norm over another axis than the layer's outputs
+        if isinstance(norm, nn.BatchNorm1d):
+            layer.rows_only = True  # type: ignore[assignment]
         with torch.no_grad():
             weight, bias = fold_weights(layer.weight, layer.bias, norm)  # type: ignore[arg-type]
         layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)

@@ -24,6 +24,7 @@ class Trace(NamedTuple):
     weights: int
 
 
+@torch.enable_grad()  # its caller may not want any
 def hessian_traces(
     model: nn.Module, examples: Iterable[tuple[Tensor, Tensor]], samples: int = 8, seed: int = 0
 ) -> dict[str, Trace]:

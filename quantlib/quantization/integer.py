@@ -121,7 +121,7 @@ def integer_weight(
         )
     grid = weight_grid(name, prepared.weights[name], "integer")
     weight: Tensor = layer.weight.detach()  # type: ignore[operator, assignment]
-    bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias.detach()  # type: ignore
+    bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias.detach().float()  # type: ignore
     scale = torch.maximum(grid.scale.expand(len(weight)), bias.abs() / (input_scale * 2**30))
     grid = QParams(scale, torch.zeros(len(weight)), grid.quant_min, grid.quant_max, axis=0)
     whole = torch.round(bias.double() / (input_scale * scale).double()).to(torch.int32)

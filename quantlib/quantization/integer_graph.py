@@ -69,6 +69,7 @@ class _Recording(fx.Interpreter):
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
+        self.extra_traceback = False  # a sentence of ours is not to be followed by a page of fx's
         self.seen: dict[str, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:

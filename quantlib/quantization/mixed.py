@@ -87,7 +87,7 @@ def _integer_weight(name: str, layer: nn.Module, observer: Observer) -> tuple[Te
     with torch.no_grad():
         weight = quantize(layer.weight, grid).contiguous()  # type: ignore[arg-type]
     scale = grid.scale.expand(len(weight)).contiguous()
-    bias = None if layer.bias is None else layer.bias.detach().clone()  # type: ignore[operator]
+    bias = None if layer.bias is None else layer.bias.detach().float().clone()  # type: ignore[operator]
     return weight, scale, bias
 
 
@@ -95,9 +95,12 @@ def save_mixed(model: Mixed, path: str | Path, architecture: str | None = None) 
     """Write a mixed network to one safetensors file: int8 weights, float32 scales and biases, a description.
 
     `architecture`: a name that `quantlib.subject.models.build` knows, so that the file is enough to load it;
-    found by itself when the graph is one of ours. Written aside, then renamed: never half a file.
+    found by itself when the graph is one of ours. Raises ConfigError for another network.
+    Written aside, then renamed: never half a file.
     Introduced in notebook 07.
     """
+    if not isinstance(model, Mixed):
+        raise ConfigError("Only what convert(..., kind='mixed') returned can be written to this file.")
     description = {
         "architecture": architecture or _architecture(model),
         "layers": _operators(model.graph_module),
@@ -118,7 +121,7 @@ def load_mixed(path: str | Path, model: nn.Module | None = None) -> Mixed:
     with quantized_file.sense_of(path):
         name, layers, grids = (description[key] for key in ("architecture", "layers", "grids"))
         grids = {layer: (scale, zero, low, high) for layer, (scale, zero, low, high) in grids.items()}
-    if model is None and name not in MODELS:
+    if model is None and not (isinstance(name, str) and name in MODELS):
         raise CheckpointError(
             f"{path} names no architecture of quantlib's; pass it as load_mixed(path, model=...)."
         )
@@ -144,7 +147,12 @@ def _with_kernels(graph: fx.GraphModule, tensors: dict[str, Tensor], grids: dict
     for layer, (scale, zero_point, quant_min, quant_max) in grids.items():
         qparams = QParams(torch.tensor(scale), torch.tensor(zero_point), quant_min, quant_max)
         weight, weight_scale = tensors[f"{layer}.weight"], tensors[f"{layer}.weight_scale"]
-        replace_layer(graph, nodes[layer], qparams, weight, weight_scale, tensors.get(f"{layer}.bias"))
+        bias, own = tensors.get(f"{layer}.bias"), module_of(nodes[layer]).weight
+        rows = [weight_scale, *([] if bias is None else [bias])]
+        fits = [(each.dtype, each.shape) == (torch.float32, (len(own),)) for each in rows]  # type: ignore
+        if (weight.dtype, weight.shape) != (torch.int8, own.shape) or not all(fits):
+            raise ValueError(f"the tensors of {layer!r} do not fit")  # the kernels would read beyond them
+        replace_layer(graph, nodes[layer], qparams, weight, weight_scale, bias)
     mixed = finish(graph)
     mixed.graph_module.load_state_dict(tensors)
     return mixed
@@ -160,7 +168,8 @@ def _operators(graph: fx.GraphModule) -> list[list[Any]]:
 def _architecture(model: Mixed) -> str | None:
     """The name of ours whose operators these are."""
     own = _operators(model.graph_module)
-    return next((name for name in MODELS if _operators(fuse(build(name).eval())) == own), None)
+    with torch.random.fork_rng(devices=[]):  # nobody's random numbers are moved by saving
+        return next((name for name in MODELS if _operators(fuse(build(name).eval())) == own), None)
 
 
 def _quantizers(model: Mixed) -> dict[str, Quantize]:

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from quantlib.quantization.affine import QParams
 from quantlib.quantization.fused import FusedConv2d, Rectified
-from quantlib.quantization.graph import kind, module_of
+from quantlib.quantization.graph import BATCH_NORMS, kind, module_of
 from quantlib.quantization.kernels import (
     Geometry,
     as_uint8,
@@ -176,19 +176,33 @@ class MixedLinear(MixedLayer):
 class Mixed(nn.Module):
     """A network that computes in int8 and talks in float32; inference on the CPU only.
 
-    (n, c, h, w) float32 to float32 logits; `sub_batch` images at a time. Introduced in notebook 07.
+    (n, c, h, w) float32 to float32 logits; `sub_batch` images at a time, unless an operator was left in
+    float32 that may look at several images at once. Introduced in notebook 07.
     """
 
     def __init__(self, graph: fx.GraphModule, sub_batch: int = SUB_BATCH) -> None:
         super().__init__()
         self.graph_module, self.sub_batch = graph, sub_batch
+        self.splits = all(_treats_images_alone(node) for node in graph.graph.nodes)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Logits of a batch of any size."""
         if x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
+        if not self.splits:
+            return self.graph_module(x)  # type: ignore[no-any-return]
         return torch.cat([self.graph_module(part) for part in x.split(self.sub_batch)])
+
+
+def _treats_images_alone(node: fx.Node) -> bool:
+    """Whether an operator is known to make of each image what it would make of it alone."""
+    if node.op != "call_module":
+        return node.op in ("placeholder", "output")
+    module = module_of(node)
+    if isinstance(module, BATCH_NORMS):
+        return module.running_mean is not None
+    return bool(kind(node)) or isinstance(module, (Quantize, MixedLayer))
 
 
 def mixed_layer(

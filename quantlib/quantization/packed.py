@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quantlib.errors import ConfigError
 from quantlib.quantization import quantized_file
-from quantlib.quantization.integer_file import describe, rebuild
+from quantlib.quantization.integer_file import describe, rebuild, reference_of
 from quantlib.quantization.integer_graph import Integer
 from quantlib.quantization.integer_layers import IntegerLayer
 
@@ -85,12 +85,13 @@ def bits_needed(q: Tensor) -> int:
     return next(bits for bits in range(2, 9) if -(2 ** (bits - 1)) <= low and high < 2 ** (bits - 1))
 
 
-def save_packed(model: Integer, path: str | Path) -> None:
+def save_packed(model: nn.Module, path: str | Path) -> None:
     """Write an integer network with each layer's weight packed to the fewest bits that hold it.
 
-    Biases stay int32 and scales float32, one of each per output channel. Written aside, then renamed.
-    Introduced in notebook 09.
+    Biases stay int32 and scales float32, one of each per output channel. Of an engine, its reference is
+    written; ConfigError for any other network. Written aside, then renamed. Introduced in notebook 09.
     """
+    model = reference_of(model)
     tensors = dict(model.graph_module.state_dict())
     layers = {name: module for name, module, _ in model.steps if isinstance(module, IntegerLayer)}
     packed = {}

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from quantlib.errors import CheckpointError, ConfigError
+from quantlib.errors import CheckpointError
 from quantlib.subject.files import replace_atomically
 
 
@@ -26,7 +26,7 @@ def sense_of(path: str | Path, problem: str = "describes a network that cannot b
     """
     try:
         yield
-    except (AttributeError, ConfigError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # a description can be wrong in any way
         raise CheckpointError(f"{path} {problem} ({error!r}); save it again.") from error
 
 
@@ -58,7 +58,7 @@ def read(path: str | Path, kind: str, version: int) -> tuple[dict[str, Tensor], 
         with safe_open(path, "pt") as file:
             description = json.loads((file.metadata() or {}).get("quantlib", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, RecursionError, ValueError) as error:
         raise CheckpointError(
             f"{path} is damaged or not a safetensors file ({error}); save it again."
         ) from error

@@ -167,15 +167,6 @@ def _activations(prepared: Prepared) -> dict[str, _Trial]:
     return trials
 
 
-def _in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether a node overwrites what it reads; torch ends such names in one underscore."""
-    if node.op == "call_module":
-        return works_in_place(node, modules)
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    called = node.op in ("call_function", "call_method")
-    return called and (works_in_place(node, modules) or (name.endswith("_") and not name.endswith("__")))
-
-
 class _Walk:
     """The float32 graph, run node by node; at each layer on trial the rest is run once more."""
 
@@ -183,7 +174,7 @@ class _Walk:
         self.nodes = list(graph.graph.nodes)
         modules = dict(graph.named_modules())
         for node in self.nodes:  # it would change what is kept for the next trial
-            if _in_place(node, modules):
+            if works_in_place(node, modules):
                 raise UnsupportedOperatorError(f"{node.name} works in place; write it so that it does not.")
         self.interpreter = fx.Interpreter(graph)
         place = {node: i for i, node in enumerate(self.nodes)}

@@ -69,14 +69,20 @@ class FakeQuantizedWeight(nn.Module):
         """The weight on its grid, in float32, same shape."""
         if self.training:
             return self.weight_quantizer(self.weight)
-        weight = self.weight
-        # A change in place of the weight or of its scale changes this key; the cache is no part of the state.
-        key = (weight.data_ptr(), weight._version, weight.device, self.weight_quantizer.scale._version)
+        weight, grid = self.weight, self.weight_quantizer
+        if weight.is_inference() or grid.scale.is_inference():
+            return grid(weight)  # there is no version to tell a change by
+        # A change in place of the weight or of its grid changes this key, but for one by `.data`, which torch
+        # does not count; another scale is another object. The cache is no part of the state.
+        scale = grid.scale
+        versions = (weight._version, scale._version, grid.zero_point._version)
+        key = (weight.data_ptr(), weight.device, id(scale), *versions)
         if self.__dict__.get("_cache_key") != key:
             # Not an inference tensor: whoever evaluates in inference mode may train afterwards.
             with torch.inference_mode(False), torch.no_grad():
-                self.__dict__["_cached"] = self.weight_quantizer(weight)
+                self.__dict__["_cached"] = grid(weight)
             self.__dict__["_cache_key"] = key
+            self.__dict__["_cache_scale"] = scale  # held, so that no other one gets its id
         cached: Tensor = self.__dict__["_cached"]
         return cached
 

@@ -121,6 +121,13 @@ def prepare(
     Raises ConfigError (train mode, unknown layer names), UnsupportedOperatorError (all nodes listed),
     NonFiniteError (a weight that is not finite). Introduced in notebook 07.
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"prepare needs a network (torch.nn.Module), not {type(model).__name__}.")
+    if qconfig is not None and not isinstance(qconfig, QConfig):
+        name = type(qconfig).__name__
+        raise ConfigError(f"qconfig must be a QConfig, not {name}; write QConfig(activation=...).")
+    if example is not None and not (isinstance(example, Tensor) and example.is_floating_point()):
+        raise ConfigError("The example must be one float tensor, a batch of images.")
     graph = model if is_canonical(model) else fuse(model, unsupported=unsupported)
     assert isinstance(graph, fx.GraphModule)
     check_ends(graph.graph)
@@ -153,14 +160,19 @@ def calibrate(prepared: Prepared, batches: Iterable[Any], dtype: torch.dtype = t
     """
     if not isinstance(prepared, Prepared):
         raise ConfigError("calibrate needs what prepare returned; call prepare(model, qconfig) first.")
-    if isinstance(batches, Tensor):
-        raise ConfigError("calibrate needs an iterable of batches, not one tensor; pass [x].")
+    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+        given = type(batches).__name__.lower()
+        raise ConfigError(f"calibrate needs an iterable of batches, not one {given}; pass [x].")
     if dtype not in (torch.float32, torch.bfloat16):
         raise ConfigError(f"calibrate runs in torch.float32 or torch.bfloat16, not in {dtype}.")
     seen, device = 0, next((p.device.type for p in prepared.parameters()), "cpu")
     with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
         for batch in progress(batches, desc="calibrate", unit="batch"):
-            prepared(batch[0] if isinstance(batch, (tuple, list)) else batch)
+            x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+            if not isinstance(x, Tensor):
+                name = type(x).__name__
+                raise ConfigError(f"A batch must be a tensor of images, or (images, labels), not {name}.")
+            prepared(x)
             seen += 1
     if not seen:
         raise ConfigError("calibrate got no batches; pass an iterable with at least one.")

@@ -62,7 +62,9 @@ class Evaluation:
 
 
 def predictions_of(evaluation: Evaluation) -> str:
-    """The predicted class of every image, one digit each. Introduced in notebook 09."""
+    """The predicted class of every image, one digit each; ConfigError beyond ten classes. Notebook 09."""
+    if evaluation.n and evaluation.predictions.max() > 9:
+        raise ConfigError("Predictions are kept as one digit an image, which tells ten classes apart.")
     return "".join(map(str, evaluation.predictions))
 
 

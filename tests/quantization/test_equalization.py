@@ -143,3 +143,22 @@ def test_a_layer_that_is_called_twice_is_left_alone():
     model, x = Twice().eval(), torch.randn(2, 4, 8, 8)
     assert links(fuse(model).graph) == []
     assert torch.equal(equalize(model)(x), fuse(model)(x))
+
+
+def test_a_linear_layer_that_reads_the_width_is_no_partner():
+    class Wide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(3, 6, 3), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.linear(torch.relu(self.conv(x)))
+
+    torch.manual_seed(0)
+    model, x = Wide().eval(), torch.randn(2, 3, 8, 8)
+    assert not links(fuse(model).graph)
+    torch.testing.assert_close(equalize(model)(x), model(x))
+
+
+def test_channels_that_weight_decay_has_emptied_do_no_harm():
+    assert torch.isfinite(equalizing_factors(torch.tensor([0.5]), torch.tensor([1e-40]))).all()

@@ -3,9 +3,10 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from quantlib.errors import ConfigError, UnsupportedOperatorError
-from quantlib.quantization.fused import FusedAdd, FusedConv2d
+from quantlib.quantization.fused import Concat, FusedAdd, FusedConv2d
 from quantlib.quantization.graph import fold_batch_norm, fuse, kind, trace, unsupported
 from quantlib.subject.models import build
 from tests.quantization.networks import Block, Excited, InPlaceShortcut, Spellings, Tiny, randomize
@@ -271,3 +272,81 @@ class Joined(nn.Module):
 def test_images_are_not_joined_along_the_batch():
     with pytest.raises(UnsupportedOperatorError, match="cat"):
         fuse(nn.Sequential(nn.Conv2d(3, 3, 1), Joined()).eval())
+
+
+class Overwriting(nn.Module):
+    """Changes a tensor in place, as a statement whose result nobody reads."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.conv, self.bn, self.last = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)
+        self.relu, self.change = nn.ReLU(inplace=True), change
+
+    def forward(self, x):
+        x = self.bn(self.conv(x))
+        self.change(self, x)
+        return self.last(x)
+
+
+def test_a_statement_that_overwrites_is_part_of_the_network():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    model = Overwriting(lambda self, x: self.relu(x)).eval()
+    for make in (fuse, fold_batch_norm):
+        torch.testing.assert_close(make(model)(x), model(x), rtol=1e-4, atol=1e-5)
+    for change, name in (
+        (lambda self, x: x.clamp_(-0.1, 0.1), "clamp_"),
+        (lambda self, x: x.mul_(2.0), "mul_"),
+        (lambda self, x: F.leaky_relu_(x, 0.1), "leaky_relu_"),
+        (lambda self, x: x.sigmoid_(), "sigmoid_"),
+    ):
+        model = Overwriting(change).eval()
+        with pytest.raises(UnsupportedOperatorError, match=name):
+            fuse(model)
+        torch.testing.assert_close(fuse(model, unsupported="float")(x), model(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(fold_batch_norm(model)(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda self, x: x[:, :2].mul_(3), lambda self, x: self.relu(x.flatten(1))]
+)
+def test_a_change_under_another_name_is_refused(change):
+    """x[:, :2] and a flattened x are x: the graph does not show who reads what was changed."""
+    for make in (fuse, lambda model: fuse(model, unsupported="float"), fold_batch_norm):
+        with pytest.raises(UnsupportedOperatorError, match="in place, and its result is not read; assign it"):
+            make(Overwriting(change).eval())
+
+
+def test_a_norm_over_another_axis_than_the_outputs_is_not_folded_silently():
+    class Sequence(nn.Module):
+        def __init__(self, out):
+            super().__init__()
+            self.linear, self.bn = nn.Linear(5, out), nn.BatchNorm1d(6)
+
+        def forward(self, x):
+            return self.bn(self.linear(x))
+
+    x = torch.randn(2, 6, 5)
+    with pytest.raises(UnsupportedOperatorError, match="BatchNorm1d"):
+        fuse(Sequence(7).eval())
+    with pytest.raises(UnsupportedOperatorError, match=r"for inputs \(n, features\) only"):
+        fuse(Sequence(6).eval())(x)  # six places of six features: only the input tells
+
+
+def test_weights_made_by_hooks_are_refused_in_a_sentence():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    with pytest.raises(UnsupportedOperatorError, match="prune.remove"):
+        fuse(model.eval())
+    prune.remove(model[0], "weight")
+    assert fuse(model.eval())
+    odd = nn.ModuleDict({"in": nn.Conv2d(3, 4, 3)})
+    odd.forward = lambda x: odd["in"](x)
+    with pytest.raises(UnsupportedOperatorError, match="no name in Python"):
+        fuse(odd.eval())
+
+
+@pytest.mark.parametrize("dim, shape", [(-2, (20, 3)), (-3, (20, 3, 4))])
+def test_tensors_joined_along_the_batch_are_refused(dim, shape):
+    with pytest.raises(UnsupportedOperatorError, match="along the batch"):
+        Concat(dim)(torch.zeros(shape), torch.zeros(shape))

@@ -5,11 +5,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from quantlib.errors import CheckpointError
+from quantlib.errors import CheckpointError, ConfigError
 from quantlib.quantization import quantized_file
 from quantlib.quantization.integer import to_integer
+from quantlib.quantization.integer_engine import Engine
 from quantlib.quantization.integer_file import load_integer, save_integer
 from quantlib.quantization.mixed import load_mixed
+from quantlib.quantization.packed import load_packed, save_packed
 from quantlib.quantization.qconfig import QConfig, Scheme
 from quantlib.quantization.requantize import ROUNDINGS
 from quantlib.quantization.workflow import calibrate, prepare
@@ -150,3 +152,42 @@ def test_a_description_that_fits_nothing_is_one_sentence(tmp_path, change, tenso
     rewritten(path, change, tensors)
     with pytest.raises(CheckpointError, match="cannot be built"):
         load_integer(path)
+
+
+@pytest.mark.parametrize("name", ["class", "block.None", "forward", "code", "graph", "block.state_dict"])
+def test_a_name_that_a_graph_cannot_have_is_refused(tmp_path, name):
+    path = tmp_path / "net.safetensors"
+    save_integer(made(Tiny), path)
+    rewritten(path, lambda description: description["steps"][-1].update(name=name))
+    with pytest.raises(CheckpointError, match="no layer is called"):
+        load_integer(path)
+
+
+@pytest.mark.parametrize("grid", [
+    [0.0, 0, 0, 255], [1.0, 0, 0, 10**30], [1e999, 0, 0, 255], [1.0, 0.5, 0, 255], [1.0, 256, 0, 255],
+])  # fmt: skip
+def test_grids_that_are_none_are_one_sentence(tmp_path, grid):
+    path = tmp_path / "net.safetensors"
+    save_integer(made(Tiny), path)
+    rewritten(path, lambda description: description["steps"][1]["settings"].update(output_grid=grid))
+    with pytest.raises(CheckpointError, match="cannot be built .*is no grid"):
+        load_integer(path)
+
+
+def test_a_description_that_is_endlessly_deep_is_refused(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "deep.safetensors", metadata={"quantlib": "[" * 200_000})
+    with pytest.raises(CheckpointError, match="deep.safetensors is damaged"):
+        load_integer(tmp_path / "deep.safetensors")
+
+
+def test_an_engine_is_written_as_its_reference(tmp_path):
+    pytest.importorskip("onnxruntime")
+    reference = made(Tiny)
+    save_integer(Engine(reference), tmp_path / "engine.safetensors")
+    save_packed(Engine(reference), tmp_path / "packed.safetensors")
+    x = torch.randn(2, 3, 16, 16)
+    for back in (load_integer(tmp_path / "engine.safetensors"), load_packed(tmp_path / "packed.safetensors")):
+        assert torch.equal(back(x), reference(x))
+    for save in (save_integer, save_packed):
+        with pytest.raises(ConfigError, match="kind='integer'"):
+            save(Tiny(), tmp_path / "none.safetensors")

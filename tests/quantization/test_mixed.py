@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from quantlib.errors import CheckpointError, ConfigError
 from quantlib.quantization import mixed as mixed_module
@@ -194,3 +195,53 @@ def test_a_description_that_fits_nothing_is_one_sentence(saved, tmp_path, change
     quantized_file.write(tmp_path / "odd.safetensors", "mixed", 1, tensors, description)
     with pytest.raises(CheckpointError, match="odd.safetensors describes a network that cannot be built"):
         load_mixed(tmp_path / "odd.safetensors")
+
+
+def test_an_operator_that_looks_at_several_images_gets_them_all():
+    class Across(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+            self.norm = nn.BatchNorm2d(4, track_running_stats=False)
+
+        def forward(self, x):
+            return self.last(self.norm(self.conv(x)))
+
+    torch.manual_seed(0)
+    x = torch.randn(40, 3, 8, 8) * torch.linspace(0.1, 3, 40)[:, None, None, None]
+    prepared = calibrate(prepare(Across().eval(), unsupported="float"), [x])
+    mixed, simulated = convert(prepared, "mixed"), convert(prepared)
+    assert not mixed.splits and convert(made(), "mixed").splits
+    with torch.no_grad():
+        assert (mixed(x) - simulated(x)).norm() < 0.03 * simulated(x).norm()
+
+
+@pytest.mark.parametrize("tensor", ["fc.weight_scale", "fc.bias", "conv1.weight_scale", "conv1.weight"])
+def test_tensors_that_do_not_fit_are_never_handed_to_a_kernel(saved, tmp_path, tensor):
+    _, path = saved
+    tensors, description = quantized_file.read(path, "mixed", 1)
+    for wrong in (tensors[tensor][:2].clone(), tensors[tensor].to(torch.float64)):
+        odd = {**tensors, tensor: wrong}
+        quantized_file.write(tmp_path / "odd.safetensors", "mixed", 1, odd, description)
+        with pytest.raises(CheckpointError, match="do not fit"):
+            load_mixed(tmp_path / "odd.safetensors")
+
+
+def test_saving_moves_nobodys_random_numbers_and_takes_only_what_it_can(tmp_path):
+    mixed = convert(made(), "mixed")
+    torch.manual_seed(0)
+    wanted = torch.rand(2)
+    torch.manual_seed(0)
+    save_mixed(mixed, tmp_path / "a.safetensors")
+    assert torch.equal(torch.rand(2), wanted)
+    with pytest.raises(ConfigError, match="kind='mixed'"):
+        save_mixed(convert(made()), tmp_path / "b.safetensors")
+
+
+def test_a_network_in_double_precision_runs():
+    model = Tiny().double().eval()
+    x = torch.randn(4, 3, 16, 16)
+    prepared = calibrate(prepare(model), [x.double()])
+    wanted = convert(prepared)(x.double())
+    for kind in ("mixed", "integer"):
+        assert (convert(prepared, kind)(x) - wanted).norm() < 0.02 * wanted.norm(), kind

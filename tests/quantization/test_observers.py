@@ -335,3 +335,15 @@ def test_a_nearly_dead_first_batch_does_not_ask_for_all_memory(name: str, first:
     observer(torch.full((8,), first))
     with pytest.raises(ConfigError, match="calibrate on larger batches"):
         observer(torch.full((8,), 1e4))
+
+
+def test_zeros_before_small_values_do_not_fix_the_width_of_the_bins():
+    """A first batch of zeros is drawn over -0.5..0.5; what comes later may be a thousand times smaller."""
+    values = torch.randn(10_000, generator=torch.Generator().manual_seed(0)) * 1e-4
+    for symmetric in (True, False):
+        late, alone = (make_observer("percentile", symmetric=symmetric) for _ in range(2))
+        late(torch.zeros(100))
+        late(values)
+        alone(values)
+        low, high = late.range()
+        assert high == pytest.approx(float(alone.range()[1]), rel=0.05) and high > 0

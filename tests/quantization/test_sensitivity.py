@@ -170,3 +170,11 @@ def test_hutchinson_against_the_exact_hessian():
     assert all(parameter.requires_grad for parameter in model.parameters())
     with pytest.raises(ConfigError, match="two draws"):
         hessian_traces(model, [(x, labels)], samples=1)
+
+
+def test_whoever_wants_no_gradients_gets_traces():
+    torch.manual_seed(0)
+    model, batch = nn.Sequential(nn.Linear(3, 2)).eval(), (torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))
+    with torch.no_grad():
+        inside = hessian_traces(model, [batch])
+    assert inside == hessian_traces(model, [batch])

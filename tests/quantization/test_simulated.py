@@ -175,3 +175,23 @@ def test_moves_to_cuda(prepared):
 def test_a_simulated_network_is_not_prepared_again(prepared):
     with pytest.raises(UnsupportedOperatorError):
         prepare(convert(prepared, "simulated"))
+
+
+def test_a_network_made_in_inference_mode_runs_everywhere():
+    x = torch.randn(2, 3, 16, 16)
+    prepared = calibrate(prepare(Tiny().eval()), [x])
+    with torch.inference_mode():
+        made = convert(prepared)
+        inside = made(x)
+    assert torch.equal(made(x), inside) and torch.equal(inside, convert(prepared)(x))
+
+
+def test_another_scale_is_another_weight():
+    x = torch.randn(2, 3, 16, 16)
+    simulated = convert(calibrate(prepare(Tiny().eval()), [x]))
+    before, layer = simulated(x), next(m for m in simulated.modules() if isinstance(m, SimulatedConv2d))
+    layer.weight_quantizer.scale = layer.weight_quantizer.scale * 3
+    after = simulated(x)
+    assert not torch.equal(after, before)
+    simulated.train().eval()
+    assert torch.equal(simulated(x), after)

@@ -327,3 +327,18 @@ def test_a_setting_for_a_pooling_would_do_nothing_and_is_refused():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(196, 2)).eval()
     with pytest.raises(ConfigError, match="no layer named '1'"):
         prepare(model, QConfig(by_name={"1": QConfig()}))
+
+
+@pytest.mark.parametrize("call, said", [
+    (lambda: prepare("x"), "prepare needs a network .*not str"),
+    (lambda: prepare(Tiny().eval(), "int8"), "qconfig must be a QConfig, not str"),
+    (lambda: prepare(Tiny().eval(), Scheme()), "not Scheme; write QConfig"),
+    (lambda: prepare(Tiny().eval(), example=[torch.zeros(1, 3, 16, 16)]), "one float tensor"),
+    (lambda: prepare(Tiny().eval(), example=torch.zeros(1, 3, 16, 16).byte()), "one float tensor"),
+    (lambda: calibrate(prepare(Tiny().eval()), None), "iterable of batches, not one nonetype"),
+    (lambda: calibrate(prepare(Tiny().eval()), [{"x": 1}]), "A batch must be a tensor of images.*not dict"),
+    (lambda: calibrate(prepare(Tiny().eval()), [[]]), "A batch must be a tensor of images.*not list"),
+])  # fmt: skip
+def test_what_is_no_network_and_no_batch_is_one_sentence(call, said):
+    with pytest.raises(ConfigError, match=said):
+        call()

@@ -21,7 +21,7 @@ MOST_BINS = 2**24
 
 @dataclass(frozen=True)
 class NumpyHistogram:
-    """counts: int64 (bins,); edges: float32 (bins + 1,); reach: the t of a histogram of values over -t..t."""
+    """counts: int64 (bins,); edges: float32 (bins + 1,); reach: the largest magnitude that they hold."""
 
     counts: Array
     edges: Array
@@ -81,12 +81,16 @@ def count_magnitudes(old: NumpyHistogram | None, x: Array, bins: int) -> NumpyHi
     x = np.abs(x)
     if old is None:
         counts, edges = histogram(x, bins, x.min(), x.max())
-        return NumpyHistogram(counts, edges.astype(np.float32))
+        return NumpyHistogram(counts, edges.astype(np.float32), x.max())
     edges, largest = old.edges, x.max()
+    if old.reach == 0 and largest > 0:  # only zeros so far, drawn over -0.5..0.5
+        counts, edges = histogram(x, bins, 0, largest)
+        counts[0] += old.counts.sum()
+        return NumpyHistogram(counts, edges.astype(np.float32), largest)
     if largest > edges[-1]:
         width = edges[1] - edges[0]
         _affordable(edges.size + (largest - edges[-1]) / width, edges[-1])
         edges = np.hstack((edges, np.arange(edges[-1] + width, largest + width, width)))
     counts, edges = np.histogram(x, bins=edges)
     counts[: old.counts.size] += old.counts
-    return NumpyHistogram(counts, edges.astype(np.float32))
+    return NumpyHistogram(counts, edges.astype(np.float32), max(old.reach, largest))

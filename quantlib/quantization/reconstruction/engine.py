@@ -29,6 +29,7 @@ LONG = 50
 """Iterations of a unit that pay the compiler."""
 
 
+@torch.enable_grad()  # its caller may not want any
 def reconstruct(
     prepared: Prepared,
     batches: Iterable[Any],
