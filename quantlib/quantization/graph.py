@@ -9,7 +9,6 @@ from torch import Tensor, fx, nn
 
 from quantlib.errors import ConfigError, UnsupportedOperatorError
 from quantlib.quantization.canonical import (
-    KEPT,
     KIND_OF,
     kind,
     module_of,
@@ -19,53 +18,12 @@ from quantlib.quantization.canonical import (
     works_in_place,
 )
 from quantlib.quantization.fused import FusedAdd, FusedConv2d, FusedLinear, shared_copy
+from quantlib.quantization.tracing import trace
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 """What is folded."""
 CONVOLUTIONS = (nn.Conv2d, nn.Linear, FusedConv2d, FusedLinear)
 """What a batch norm is folded into."""
-
-
-class _Tracer(fx.Tracer):
-    """Does not look inside our own operators, so that a fused graph can be traced again."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in KEPT or super().is_leaf_module(m, module_qualified_name)
-
-
-def trace(model: nn.Module) -> fx.GraphModule:
-    """The network's graph, on a deep copy: `model` itself is never changed.
-
-    Raises ConfigError in train mode, where batch norm is not yet a fixed affine map, and
-    UnsupportedOperatorError when the control flow depends on the data. Introduced in notebook 06.
-    """
-    if any(module.training for module in model.modules()):
-        raise ConfigError("The model is in train mode; call model.eval() first.")
-    if any(module._forward_pre_hooks and "weight" not in module._parameters for module in _weighted(model)):
-        raise UnsupportedOperatorError(
-            "A weight is made anew by a hook before each pass (pruning, weight norm); make it permanent "
-            "first, for example by torch.nn.utils.prune.remove."
-        )
-    tracer = _Tracer()
-    try:
-        model = copy.deepcopy(model)
-        graph = tracer.trace(model)
-        traced = fx.GraphModule(tracer.root, graph, type(model).__name__)
-    except Exception as error:  # torch.fx fails in as many ways as there are models
-        raise untraceable(model, error) from error
-    return traced.eval()
-
-
-def _weighted(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if isinstance(module, CONVOLUTIONS)]
-
-
-def untraceable(model: nn.Module, error: Exception) -> UnsupportedOperatorError:
-    """What to raise where torch.fx has failed on a model."""
-    return UnsupportedOperatorError(
-        f"torch.fx cannot trace {type(model).__name__} ({error}); "
-        "remove what depends on the data from its forward, and rename what is no name in Python."
-    )
 
 
 def fold_weights(

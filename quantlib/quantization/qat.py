@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from quantlib.errors import ConfigError, NotCalibratedError
 from quantlib.quantization.affine import EPS, quant_range
-from quantlib.quantization.graph import untraceable
 from quantlib.quantization.observers import make_observer
+from quantlib.quantization.tracing import untraceable
 from quantlib.subject.modes import answering
 
 
