@@ -121,9 +121,9 @@ def sweep(
     run = _here(missing, evaluate) if scheduler is None else _on_cluster(missing, evaluate, scheduler)
     for key, result in progress(run, "sweep", len(missing), "setting"):
         if key not in finished:
-            journal.keep(wanted[key], result)
-            # Through JSON, as after a restart: tuples are lists either way.
-            finished[key] = json.loads(json.dumps(result))
+            # Through JSON, as after a restart: tuples are lists either way, and numpy's numbers plain ones.
+            finished[key] = json.loads(json.dumps(result, default=float))
+            journal.keep(wanted[key], finished[key])
     return [{**setting, **finished[key]} for key, setting in wanted.items()]
 
 

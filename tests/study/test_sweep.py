@@ -9,7 +9,9 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from quantlib.errors import ConfigError, StudyError
 from quantlib.study import session
@@ -38,6 +40,15 @@ def test_rows_in_order_each_setting_once(tmp_path):
     rows = sweep(SETTINGS + SETTINGS[:2], evaluate, Journal(tmp_path / "a" / "sweep.jsonl"))
     assert rows == [{**setting, "value": setting["bits"] / 3, "pair": [1, 2]} for setting in SETTINGS]
     assert evaluate.calls == SETTINGS
+
+
+def test_numbers_of_numpy_are_kept(tmp_path):
+    """Hours of work must not end in a type that JSON does not know."""
+    journal = Journal(tmp_path / "sweep.jsonl")
+    row = {"value": np.float32(0.5), "count": np.int64(3), "tensor": torch.tensor(2.0)}
+    (first,) = sweep(SETTINGS[:1], lambda setting: row, journal)
+    assert first == {**SETTINGS[0], "value": 0.5, "count": 3.0, "tensor": 2.0}
+    assert sweep(SETTINGS[:1], None, journal) == [first]
 
 
 def test_a_broken_sweep_goes_on_where_it_stopped(tmp_path, capsys):
