@@ -8,12 +8,22 @@ from matplotlib.figure import Figure
 from quantlib.study import plots
 from quantlib.study.figures.registry import figure
 
+FAR = 25
+"""Points behind the best, beyond which a method is off the scale."""
+
 
 def _accuracies(ax: Axes, table: pd.DataFrame, names: list[str]) -> None:
-    """A row a method: each seed a marker with its interval, the mean over the seeds as a number."""
-    places = np.arange(len(names))[::-1]
+    """A row a method: each seed a marker with its interval, the mean over the seeds as a number.
+
+    What lies more than FAR points behind the best is only named: it would press all others together.
+    """
+    places, best = np.arange(len(names))[::-1], table["value"].max()
     for place, name in zip(places, names, strict=True):
-        found, face = table[table["arm"] == name], plots.look(name)
+        found, face = table[table["arm"] == name].sort_values("seed"), plots.look(name)
+        if found["value"].max() < best - FAR:
+            text = f"{found['value'].mean():.2f}, far to the left"
+            ax.annotate(text, (0.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8.5)
+            continue
         shifts = np.linspace(0.14, -0.14, len(found)) if len(found) > 1 else [0.0]
         for shift, row in zip(shifts, found.itertuples(), strict=True):
             ax.plot([row.low, row.high], [place + shift] * 2, color=face.colour, linewidth=1.2)
@@ -39,16 +49,18 @@ def float_students(students: pd.DataFrame) -> Figure:
     table = students[students["metric"] == "accuracy"].assign(arm=lambda rows: rows["method"])
     names = list(table["arm"].drop_duplicates())
     gain = students[(students["metric"] == "gain") & (students["method"] == "distilled")].iloc[0]
+    interval = f"{gain['value']:+.2f} points [{gain['low']:+.2f}, {gain['high']:+.2f}]"
+    found = "The teacher helps" if gain["low"] > 0 else "The teacher harms"
+    found = "No measurable gain" if gain["low"] <= 0 <= gain["high"] else found
     made, ax = plots.canvas(
-        f"The teacher {'adds' if gain['value'] > 0 else 'costs'} {abs(gain['value']):.2f} points "
-        f"(gain {gain['low']:+.2f} to {gain['high']:+.2f})",
+        f"{found}: {interval}",
         "accuracy of the ResNet-20 (%)", figsize=(6.5, 1.2 + 0.42 * len(names)),
     )  # fmt: skip
     _accuracies(ax, table, names)
     plots.caption(
         made,
-        f"{_note(table)}.\nThe number is the mean of the seeds. An arm of one seed has the first: compare it "
-        "with the uppermost marker of the others.",
+        f"{_note(table)}.\nThe number is the mean of the seeds. An arm of one seed has the first:\n"
+        "compare it with the uppermost marker of the others.",
     )
     return made
 
