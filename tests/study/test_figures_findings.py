@@ -54,11 +54,14 @@ def test_06_counts_a_cost_as_positive():
     assert found == "Before the ReLU costs 6.0 dB after a convolution, 2.0 dB after an add"
 
 
-@pytest.mark.parametrize("gain, found", [(0.6, "adds 0.60 points (gain +0.10 to +1.10)"),
-                                         (-0.28, "costs 0.28 points (gain -0.78 to +0.22)")])  # fmt: skip
+@pytest.mark.parametrize("gain, found", [
+    (0.6, "The teacher helps: +0.60 points [+0.10, +1.10]"),
+    (-0.28, "No measurable gain: -0.28 points [-0.78, +0.22]"),
+    (-0.6, "The teacher harms: -0.60 points [-1.10, -0.10]"),
+])  # fmt: skip
 def test_15_gives_the_gain_of_the_taught(gain, found):
     table = rows({"distilled": gain}, "gain")
     for seed, (alone, taught) in enumerate(((90.0, 90.5), (91.0, 91.7))):
         about = {"parameters": 1, "seed": seed}
         table += [{**row, **about} for row in rows({"alone": alone, "distilled": taught}, "accuracy")]
-    assert title(nb15.float_students(pd.DataFrame(table))) == f"The teacher {found}"
+    assert title(nb15.float_students(pd.DataFrame(table))) == found
