@@ -34,8 +34,11 @@ from quantlib.quantization.mixed import weight_grid
 from quantlib.quantization.mixed_layers import Quantize
 from quantlib.quantization.qconfig import check_name
 from quantlib.quantization.requantize import ROUNDINGS
-from quantlib.quantization.sites import readers, site_name, source
+from quantlib.quantization.sites import SHARING, readers, site_name, source
 from quantlib.quantization.workflow import Prepared
+
+FRACTION_BITS = 12
+"""Bits behind the point that the mean of accumulators gets where there is room."""
 
 
 def to_integer(prepared: Prepared, rounding: str = "float") -> Integer:
@@ -177,9 +180,19 @@ def _last(prepared: Prepared, node: fx.Node, modules: dict[str, nn.Module]) -> D
     grid = _grid(prepared, node)
     if grid is not None:
         return Dequantize(torch.tensor(grid.scale), zero_point=grid.zero_point)
-    layer = modules[site_name(source(node))]
+    averages = []
+    while kind(node) in SHARING:
+        if isinstance(modules[site_name(node)], (IntegerAvgPool2d, IntegerAdaptiveAvgPool2d)):
+            averages.append(modules[site_name(node)])
+        node = arguments(node)[0]
+    layer = modules[site_name(node)]
     assert isinstance(layer, IntegerLayer)
-    return Dequantize(layer.input_grid.scale * layer.weight_scale)
+    bits = 0
+    if averages and getattr(averages[-1], "divisor_override", None) is None:
+        # The first mean gets as many more bits as 32 have room for.
+        bits = max(0, min(FRACTION_BITS, 30 - layer.accumulator_bound().bit_length()))
+        averages[-1].fraction_bits = bits  # type: ignore[assignment]
+    return Dequantize(layer.input_grid.scale * layer.weight_scale / 2**bits)
 
 
 BUILDERS: dict[str, Callable[[Prepared, fx.Node, str], nn.Module]] = {

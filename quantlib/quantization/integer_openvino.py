@@ -40,12 +40,15 @@ class OpenVinoEngine(RuntimeEngine):
 
     def integers(self, x: Tensor) -> dict[str, Tensor]:
         """The integers that every operator puts out; int32 sums are read off the logits that they mean."""
-        last: Any = self.reference.steps[-1].module
-        found = super().integers(x)
-        return {
-            name: value if value.dtype == torch.uint8 else _whole(value / along(last.scales(value), value))
-            for name, value in found.items()
-        }
+        *_, end = self.reference.steps
+        last: Any = end.module
+        bits = fraction_bits(self.reference)
+
+        def whole(name: str, value: Tensor) -> Tensor:
+            unit = last.scales(value) * 2 ** (bits[end.inputs[0]] - bits[name])
+            return value if value.dtype == torch.uint8 else _whole(value / along(unit, value))
+
+        return {name: whole(name, value) for name, value in super().integers(x).items()}
 
     def start(self, model: bytes) -> Any:
         """A compiled model's request, which holds the memory between two calls."""
@@ -60,6 +63,14 @@ class OpenVinoEngine(RuntimeEngine):
     def kernels(self, shape: Sequence[int]) -> list[tuple[str, str, str]]:
         """What OpenVINO runs for images of this shape: (operator, precision, kernel), in order."""
         return openvino_kernels(self._session(tuple(shape), []).get_compiled_model())
+
+
+def fraction_bits(model: Integer) -> dict[str, int]:
+    """How many bits behind the point the integers of each step have; see IntegerAvgPool2d."""
+    found = {"": 0}
+    for name, module, inputs in model.steps:
+        found[name] = getattr(module, "fraction_bits", 0) + max(found[each] for each in inputs)
+    return found
 
 
 def check_saturation(model: Integer) -> None:

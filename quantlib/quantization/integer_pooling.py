@@ -171,21 +171,23 @@ class IntegerMaxPool2d(IntegerPool2d):
 class IntegerAvgPool2d(IntegerPool2d):
     """The mean of each window, on its own grid: round((sum - n * z) * (1 / n)) + z.
 
-    Half goes to even under the rounding `float`, and up otherwise, as in TFLite.
+    Half goes to even under the rounding `float`, and up otherwise, as in TFLite. Of accumulators it is
+    round(2^fraction_bits * sum / n): their own step is coarse beside logits of few bits.
     Introduced in notebook 08.
     """
 
     settings = (
         "output_grid", "rounding", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad",
-        "divisor_override",
+        "divisor_override", "fraction_bits",
     )  # fmt: skip
 
     def __init__(
         self, *, output_grid: Grid | None, kernel_size: Side, stride: Side,
         padding: Side = 0, ceil_mode: bool = False, count_include_pad: bool = True,
-        divisor_override: int | None = None, rounding: str = "float",
+        divisor_override: int | None = None, rounding: str = "float", fraction_bits: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(output_grid=output_grid)
+        self.fraction_bits = checked_bits(fraction_bits)
         self.kernel_size, self.stride, self.padding, self.rounding = kernel_size, stride, padding, rounding
         self.ceil_mode, self.count_include_pad = ceil_mode, count_include_pad
         self.divisor_override = divisor_override
@@ -198,7 +200,7 @@ class IntegerAvgPool2d(IntegerPool2d):
         ones = torch.ones(1, 1, *q.shape[2:], dtype=torch.float64)
         inside = F.avg_pool2d(ones, *window, divisor_override=1)
         count = inside / F.avg_pool2d(ones, *window, divisor_override=self.divisor_override)
-        return rounded_mean(sums, torch.round(count), self.output_grid, self.rounding)
+        return rounded_mean(sums, torch.round(count), self.output_grid, self.rounding, self.fraction_bits)
 
 
 class IntegerAdaptiveAvgPool2d(IntegerPool2d):
@@ -207,14 +209,15 @@ class IntegerAdaptiveAvgPool2d(IntegerPool2d):
     Rounds as IntegerAvgPool2d. Introduced in notebook 08.
     """
 
-    settings = ("output_grid", "rounding", "output_size")
+    settings = ("output_grid", "rounding", "output_size", "fraction_bits")
 
     def __init__(
         self, *, output_grid: Grid | None, output_size: int | None | tuple[int | None, ...],
-        rounding: str = "float",
+        rounding: str = "float", fraction_bits: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(output_grid=output_grid)
         self.output_size, self.rounding = output_size, rounding
+        self.fraction_bits = checked_bits(fraction_bits)
 
     def forward(self, q: Tensor) -> Tensor:
         """Average integers over windows that cover the map."""
@@ -225,17 +228,27 @@ class IntegerAdaptiveAvgPool2d(IntegerPool2d):
             for total, parts in zip(q.shape[2:], means.shape[2:], strict=True)
         )
         count = torch.tensor(height, dtype=torch.float64)[:, None] * torch.tensor(width)
-        return rounded_mean(torch.round(means * count), count, self.output_grid, self.rounding)
+        sums = torch.round(means * count)
+        return rounded_mean(sums, count, self.output_grid, self.rounding, self.fraction_bits)
 
 
-def rounded_mean(sums: Tensor, count: Tensor, grid: Grid | None, rounding: str) -> Tensor:
-    """round(sums / count) + zero_point as uint8, or int32 without a grid.
+def checked_bits(fraction_bits: int) -> int:
+    """The same number; ValueError for one that 32 bits have no room for: it may come from a file."""
+    if not 0 <= fraction_bits <= 30:
+        raise ValueError(f"fraction_bits is {fraction_bits}, not 0 to 30")
+    return fraction_bits
+
+
+def rounded_mean(
+    sums: Tensor, count: Tensor, grid: Grid | None, rounding: str, fraction_bits: int = 0
+) -> Tensor:
+    """round(sums / count) + zero_point as uint8; without a grid round(2^fraction_bits * sums / count), int32.
 
     The rounding `float` is a requantization with M = 1 / count, as in ONNX Runtime. Otherwise float64 stands
     for integers: a quotient of two is a half exactly, or further from it than the last bit.
     """
     if grid is None:
-        return torch.round(sums / count).to(torch.int32)
+        return torch.round(sums / (count / 2**fraction_bits)).to(torch.int32)
     if rounding == "float":
         mean = torch.round(sums.float() * (1.0 / count.float()))
     else:

@@ -142,7 +142,7 @@ def _average(graph: Writer, step: Step) -> None:
     after = list(graph.samples[step.name].shape[1:])
     ones, count = (mean > 0), (1 / mean.amax(0)).round()
     if m.output_grid is None:
-        _exact_average(graph, step, ones.double(), count)
+        _exact_average(graph, step, ones.double(), count / 2**m.fraction_bits)
         return
     limits = (m.output_grid.quant_min, m.output_grid.quant_max)
     unit = graph.grid(m.output_grid._replace(scale=1.0))

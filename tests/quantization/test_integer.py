@@ -31,7 +31,7 @@ from quantlib.quantization.integer_pooling import (
 from quantlib.quantization.kernels import Geometry
 from quantlib.quantization.qconfig import QConfig, Scheme
 from quantlib.quantization.requantize import ROUNDINGS
-from quantlib.quantization.workflow import calibrate, prepare
+from quantlib.quantization.workflow import calibrate, convert, prepare
 from quantlib.subject.models import build
 from tests.quantization.networks import Excited, InPlaceShortcut, Spellings, Tiny, randomize
 
@@ -377,3 +377,30 @@ def test_no_image_and_images_that_do_not_fit():
         layer(torch.zeros(1, 2, 2, 2, dtype=torch.uint8))
     with pytest.raises(ConfigError, match=r"reads \(n, 2, h, w\)"):
         layer(torch.zeros(1, 3, 3, 3, dtype=torch.uint8))
+
+
+def ends_in_a_mean(pool):
+    """SqueezeNet's end: a convolution makes the classes, and their maps are averaged."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 10, 1), pool, nn.Flatten()
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d(1), nn.AvgPool2d(7), nn.AdaptiveAvgPool2d((2, 3))])
+def test_the_mean_of_accumulators_keeps_the_logits_apart(bits, pool):
+    """Rounded to whole accumulators, 64 images at 2 bits had two different logits of a class."""
+    x = torch.randn(64, 3, 16, 16)
+    scheme = Scheme(bits, symmetric=True, per_channel=True, narrow_range=True)
+    prepared = calibrate(prepare(ends_in_a_mean(pool), QConfig(scheme, Scheme(bits))), [x])
+    reference = convert(prepared, "integer", engine="reference")
+    (name, layer, _), (_, mean, _) = reference.steps[-4:-2]
+    sums = reference.integers(x)[name].double()
+    unit = (layer.input_grid.scale * layer.weight_scale).double()
+    wanted = (pool(sums) * unit[:, None, None]).flatten(1)
+    assert mean.fraction_bits >= 10
+    apart = (reference(x) - wanted).abs().view(64, 10, -1).amax((0, 2))
+    assert (apart <= 0.51 * unit * 2.0**-mean.fraction_bits + 1e-6).all()
+    assert len(reference(x)[:, 0].unique()) > 30
+    assert max(int(value.abs().max()) for value in reference.integers(x).values()) < 2**31
