@@ -26,6 +26,8 @@ nb_render_image_options = {"alt": "figure"}
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 
+# The type `bytes` is looked for among our own names too, and several attributes are called so.
+suppress_warnings = ["ref.python"]
 add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}

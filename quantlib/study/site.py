@@ -39,6 +39,11 @@ def gather(loaded: Course, target: Path) -> Path:
         copy = target / path.relative_to(loaded.root)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
+    for path in [*target.glob("*.md"), *target.glob("notebooks/*.ipynb")]:  # docs/ is the top of the site
+        text = path.read_text(encoding="utf-8")
+        moved = text.replace("](../docs/", "](../").replace("](../notebooks/", "](notebooks/")
+        if moved != text:
+            path.write_text(moved, encoding="utf-8")
     index = target / "index.md"
     index.write_text(fill(index.read_text(encoding="utf-8"), loaded) + contents(loaded), encoding="utf-8")
     (target / "api").mkdir()

@@ -1,6 +1,7 @@
 """The site: docstrings become pages without warnings, a browser opens each; the guide's code runs."""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -78,6 +79,27 @@ def undocumented(path):
 
 
 LEFT = {"DISTRIBUTIONS", "Array", "Values"}  # in files that key what long runs keep
+
+
+def dead_links(folder, paths):
+    """Relative links of pages and notebooks that lead nowhere."""
+    for path in paths:
+        text = path.read_text()
+        if path.suffix == ".ipynb":
+            cells = json.loads(text)["cells"]
+            text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)  # networks["mixed"](x) is no link
+        for link in re.findall(r"\]\((?!https?:)([^)#\s]+)", text):
+            if not (path.parent / link).exists() and not link.startswith(("data:", "attachment:")):
+                yield f"{path.relative_to(folder)}: {link}"
+
+
+def test_links_lead_somewhere_in_the_repository_and_on_the_site(tmp_path):
+    notebooks = [*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "notebooks/solutions").glob("*.ipynb")]
+    assert not list(dead_links(ROOT, [*notebooks, GUIDE, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]))
+    sources = site.gather(course(ROOT), tmp_path / "sources")
+    pages = [*sources.glob("*.md"), *sources.glob("notebooks/*.ipynb"), *sources.glob("notebooks/*/*.ipynb")]
+    assert not list(dead_links(sources, pages))
 
 
 def test_every_public_name_is_documented():
