@@ -149,7 +149,7 @@ def aware_factors(
     Method "channel" is its exact minimum: the outputs W u projected on their principal directions. The others
     factorize W x_in C^(1/2), C the inputs' (in, in) moment, undo the root in the first factor, and fit the
     last factor by least squares. All factors have about one size, or gradient descent would move the product
-    by the largest of them. Exact at full rank. Source: Zhang et al. 2016 (channel). Notebook 17.
+    by the largest of them. Exact at full rank. Source: Zhang et al. 2016 (channel).
     Introduced in notebook 17.
     """
     scale = torch.ones_like(weight[:, :1, :1, :1])

@@ -4,7 +4,6 @@ python -m quantlib.compression.students --recipe resnet20_low_bit
 """
 
 import contextlib
-import json
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -29,15 +28,16 @@ from quantlib.subject.campaign import (
     keep_result,
     kept_result,
     kept_results,
+    mark_start,
     of_one_plan,
     report_runs,
     side_by_side,
     take_over,
 )
-from quantlib.subject.command import check_start, run_command
+from quantlib.subject.command import run_command
 from quantlib.subject.data import Images
 from quantlib.subject.evaluation import Evaluation, classes, evaluate, predictions_of
-from quantlib.subject.files import replace_atomically, write_atomically
+from quantlib.subject.files import replace_atomically
 from quantlib.subject.hooks import Hooks
 from quantlib.subject.models import build
 from quantlib.subject.state import load_best
@@ -102,11 +102,7 @@ def folder_name(arm: Arm, seed: int) -> str:
 
 def of_one_arm(folder: Path, arm: Arm) -> None:
     """Mark a run's folder with its arm, of which a state says nothing; ConfigError when it is another's."""
-    mark = folder / "settings.json"
-    if mark.exists():
-        check_start(folder, json.loads(mark.read_text()), asdict(arm))
-    else:
-        write_atomically(mark, json.dumps(asdict(arm)))
+    mark_start(folder / "settings.json", asdict(arm), folder)
 
 
 def run_one(

@@ -109,7 +109,7 @@ def total(table: Table, chosen: Mapping[str, int]) -> float:
 
 
 def average_bits(counts: Mapping[str, int], chosen: Mapping[str, int]) -> float:
-    """Bits a value, averaged over all values: sum of counts * bits / sum of counts. Notebook 10.
+    """Bits a value, averaged over all values: sum of counts * bits / sum of counts.
 
     Introduced in notebook 10.
 

@@ -253,7 +253,7 @@ def counted(network: str) -> Counts:
 
 
 def columns_of(result: Setting) -> dict[str, Any]:
-    """The columns of a result for a table; an allocation is only called that. Notebook 10.
+    """The columns of a result for a table; an allocation is only called that.
 
     Introduced in notebook 10.
     """

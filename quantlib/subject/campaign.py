@@ -120,11 +120,15 @@ def kept_results(folder: Path, runs: Mapping[str, Mapping[str, Any]]) -> list[di
 
 def of_one_plan(folder: Path, plan: str) -> None:
     """Mark a campaign's folder as this plan's; ConfigError when it is marked as another's."""
-    mark, made = folder / "plan.json", {"plan": plan}
+    mark = folder / "plan.json"
+    mark_start(mark, {"plan": plan}, mark)
+
+
+def mark_start(mark: Path, made: Mapping[str, Any], named: Path) -> None:
+    """Write what a run is made with into `mark`; ConfigError, naming `named`, where that says otherwise."""
     if mark.exists():
-        check_start(mark, json.loads(mark.read_text()), made)
+        check_start(named, json.loads(mark.read_text()), made)
     else:
-        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(mark, json.dumps(made))
 
 

@@ -44,9 +44,9 @@ KNOWN = {
 """Files that are taken out of an archive."""
 LARGEST = 64_000_000
 """Bytes that a file of any published form has at most; a tar may promise any number."""
-
-
-UNREADABLE = (OSError, ValueError, KeyError, IndexError, TypeError, OverflowError)
+UNREADABLE = (
+    OSError, ValueError, KeyError, IndexError, TypeError, OverflowError, Image.DecompressionBombError,
+)  # fmt: skip
 """What goes wrong where a batch is not what its name says."""
 
 
@@ -84,7 +84,7 @@ def assemble(folder: Path, into: Path) -> None:
     for batch in progress(BATCHES, desc="checking", unit="file"):
         try:
             data = _read(folder, batch)
-        except (*UNREADABLE, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise DataError(f"{batch} cannot be read ({error})") from error
         found = layout.md5_of(data)
         if found != BINARY.md5[batch]:

@@ -132,8 +132,9 @@ class Trainer:
         """Stop at a loss or a weight that is not finite, before anything of it is saved."""
         finite = torch.isfinite(torch.stack(losses[-CHECK_EVERY:]))
         first = [*(~finite).nonzero()[:, 0].tolist(), len(finite) - 1][0]
-        # The last update may ruin weights whose loss was finite before it.
-        if not bool(finite.all()) or not all(bool(w.isfinite().all()) for w in self.model.parameters()):
+        # The last update may ruin weights whose loss was finite before it. One answer: a GPU is asked once.
+        sound = torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all()
+        if not bool(finite.all() & sound):
             kept = self.folder / "state.pt"
             raise TrainingError(
                 f"the loss is not finite at step {self.step - len(finite) + first + 1}, or the weights after "

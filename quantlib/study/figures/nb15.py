@@ -50,8 +50,8 @@ def float_students(students: pd.DataFrame) -> Figure:
     names = list(table["arm"].drop_duplicates())
     gain = students[(students["metric"] == "gain") & (students["method"] == "distilled")].iloc[0]
     interval = f"{gain['value']:+.2f} points [{gain['low']:+.2f}, {gain['high']:+.2f}]"
-    found = "The teacher helps" if gain["low"] > 0 else "The teacher harms"
-    found = "No measurable gain" if gain["low"] <= 0 <= gain["high"] else found
+    helps, harms = gain["low"] > 0, gain["high"] < 0
+    found = "The teacher helps" if helps else "The teacher harms" if harms else "No measurable gain"
     made, ax = plots.canvas(
         f"{found}: {interval}",
         "accuracy of the ResNet-20 (%)", figsize=(6.5, 1.2 + 0.42 * len(names)),
