@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from quantlib.compression.lowrank import METHODS, aware_factors, check_rank
+from quantlib.compression.lowrank import METHODS, aware_factors, channel_matrix, check_rank, spatial_matrix
 from quantlib.errors import ConfigError
 
-LARGEST: dict[str, Callable[[torch.Size], tuple[int, ...]]] = {
-    "channel": lambda shape: (min(shape[0], shape[1:].numel()),),
-    "spatial": lambda shape: (min(shape[1] * shape[2], shape[0] * shape[3]),),
-    "tucker2": lambda shape: (shape[0], shape[1]),
+LARGEST: dict[str, Callable[[Tensor], tuple[int, ...]]] = {
+    "channel": lambda weight: (min(channel_matrix(weight).shape),),
+    "spatial": lambda weight: (min(spatial_matrix(weight).shape),),
+    "tucker2": lambda weight: (weight.shape[0], weight.shape[1]),
 }
 """The largest ranks that a filter bank (out, in, kh, kw) allows, by method."""
 
@@ -69,7 +69,7 @@ def check_plan(conv: nn.Conv2d, plan: Plan) -> None:
         raise ConfigError(f"tucker2 has a pair of ranks (out, in), the others one number; not so in {plan}.")
     if not can_be_factorized(conv):
         raise ConfigError("only convolutions without groups, padded with zeros by numbers, are factorized.")
-    for rank, largest in zip(ranks, LARGEST[plan.method](conv.weight.shape), strict=True):
+    for rank, largest in zip(ranks, LARGEST[plan.method](conv.weight.to("meta")), strict=True):
         check_rank(rank, largest)
 
 

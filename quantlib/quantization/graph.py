@@ -224,9 +224,13 @@ def _left_over(traced: fx.GraphModule) -> list[str]:
     """Describe every node that is not canonical."""
     found = []
     for node in traced.graph.nodes:
-        if node.op in ("placeholder", "output", "get_attr") or kind(node):
+        if node.op in ("placeholder", "output") or kind(node):
             continue
-        if node.op == "call_module":
+        if node.op == "get_attr":
+            # Read by one of our operators it is no image's tensor, which an integer network has no step for.
+            if any(kind(user) for user in node.users):
+                found.append(f"{node.name} (a tensor of the model's own) at {node.target}")
+        elif node.op == "call_module":
             found.append(f"{node.name} ({type(module_of(node)).__name__}) at {node.target}")
         else:
             called = (

@@ -12,6 +12,7 @@ from quantlib.errors import ConfigError
 from quantlib.quantization.affine import QParams, quantize
 from quantlib.quantization.fused import Flatten
 from quantlib.quantization.graph import kind, module_of
+from quantlib.quantization.integer_elementwise import IntegerAdd, IntegerConcat, IntegerReLU
 from quantlib.quantization.integer_graph import LAST, Integer, Step, arguments, assemble
 from quantlib.quantization.integer_layers import (
     Dequantize,
@@ -23,11 +24,9 @@ from quantlib.quantization.integer_layers import (
 )
 from quantlib.quantization.integer_pooling import (
     IntegerAdaptiveAvgPool2d,
-    IntegerAdd,
+    IntegerAverage,
     IntegerAvgPool2d,
-    IntegerConcat,
     IntegerMaxPool2d,
-    IntegerReLU,
 )
 from quantlib.quantization.kernels import Geometry
 from quantlib.quantization.mixed import weight_grid
@@ -182,8 +181,8 @@ def _last(prepared: Prepared, node: fx.Node, modules: dict[str, nn.Module]) -> D
         return Dequantize(torch.tensor(grid.scale), zero_point=grid.zero_point)
     averages = []
     while kind(node) in SHARING:
-        if isinstance(modules[site_name(node)], (IntegerAvgPool2d, IntegerAdaptiveAvgPool2d)):
-            averages.append(modules[site_name(node)])
+        if isinstance(average := modules[site_name(node)], IntegerAverage):
+            averages.append(average)
         node = arguments(node)[0]
     layer = modules[site_name(node)]
     assert isinstance(layer, IntegerLayer)
@@ -191,7 +190,7 @@ def _last(prepared: Prepared, node: fx.Node, modules: dict[str, nn.Module]) -> D
     if averages and getattr(averages[-1], "divisor_override", None) is None:
         # The first mean gets as many more bits as 32 have room for.
         bits = max(0, min(FRACTION_BITS, 30 - layer.accumulator_bound().bit_length()))
-        averages[-1].fraction_bits = bits  # type: ignore[assignment]
+        averages[-1].fraction_bits = bits
     return Dequantize(layer.input_grid.scale * layer.weight_scale / 2**bits)
 
 

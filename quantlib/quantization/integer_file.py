@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from quantlib.errors import ConfigError
 from quantlib.quantization import quantized_file
 from quantlib.quantization.fused import Flatten
+from quantlib.quantization.integer_elementwise import IntegerAdd, IntegerConcat, IntegerReLU
 from quantlib.quantization.integer_graph import Integer, Step, assemble
 from quantlib.quantization.integer_layers import (
     Dequantize,
@@ -21,14 +22,7 @@ from quantlib.quantization.integer_layers import (
     IntegerLinear,
     IntegerOperator,
 )
-from quantlib.quantization.integer_pooling import (
-    IntegerAdaptiveAvgPool2d,
-    IntegerAdd,
-    IntegerAvgPool2d,
-    IntegerConcat,
-    IntegerMaxPool2d,
-    IntegerReLU,
-)
+from quantlib.quantization.integer_pooling import IntegerAdaptiveAvgPool2d, IntegerAvgPool2d, IntegerMaxPool2d
 from quantlib.quantization.mixed_layers import Quantize
 from quantlib.quantization.qconfig import check_name
 from quantlib.quantization.requantize import ROUNDINGS

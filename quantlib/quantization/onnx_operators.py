@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlib.quantization.fused import Flatten
+from quantlib.quantization.integer_elementwise import IntegerAdd, IntegerConcat, IntegerReLU
 from quantlib.quantization.integer_graph import Step
 from quantlib.quantization.integer_layers import (
     Dequantize,
@@ -23,14 +24,7 @@ from quantlib.quantization.integer_layers import (
     IntegerLayer,
     IntegerLinear,
 )
-from quantlib.quantization.integer_pooling import (
-    IntegerAdaptiveAvgPool2d,
-    IntegerAdd,
-    IntegerAvgPool2d,
-    IntegerConcat,
-    IntegerMaxPool2d,
-    IntegerReLU,
-)
+from quantlib.quantization.integer_pooling import IntegerAdaptiveAvgPool2d, IntegerAvgPool2d, IntegerMaxPool2d
 from quantlib.quantization.mixed_layers import Quantize
 from quantlib.quantization.onnx_float import max_window, mean_matrix, window_of
 from quantlib.quantization.onnx_writer import Writer

@@ -14,16 +14,10 @@ import numpy as np
 from torch import Tensor, nn
 
 from quantlib.quantization.fused import Flatten
+from quantlib.quantization.integer_elementwise import IntegerAdd, IntegerConcat, IntegerReLU
 from quantlib.quantization.integer_graph import Step
 from quantlib.quantization.integer_layers import Dequantize, Grid, IntegerConv2d, IntegerLinear
-from quantlib.quantization.integer_pooling import (
-    IntegerAdaptiveAvgPool2d,
-    IntegerAdd,
-    IntegerAvgPool2d,
-    IntegerConcat,
-    IntegerMaxPool2d,
-    IntegerReLU,
-)
+from quantlib.quantization.integer_pooling import IntegerAdaptiveAvgPool2d, IntegerAvgPool2d, IntegerMaxPool2d
 from quantlib.quantization.mixed_layers import Quantize
 from quantlib.quantization.onnx_float import average, convolve, max_window, multiply, rectify
 from quantlib.quantization.onnx_writer import Writer

@@ -10,16 +10,10 @@ from hypothesis import strategies as st
 
 from quantlib.quantization.fused import Flatten
 from quantlib.quantization.integer import to_integer
+from quantlib.quantization.integer_elementwise import IntegerAdd, IntegerConcat, IntegerReLU
 from quantlib.quantization.integer_graph import Step, assemble
 from quantlib.quantization.integer_layers import Dequantize, Grid, IntegerConv2d, IntegerLinear
-from quantlib.quantization.integer_pooling import (
-    IntegerAdaptiveAvgPool2d,
-    IntegerAdd,
-    IntegerAvgPool2d,
-    IntegerConcat,
-    IntegerMaxPool2d,
-    IntegerReLU,
-)
+from quantlib.quantization.integer_pooling import IntegerAdaptiveAvgPool2d, IntegerAvgPool2d, IntegerMaxPool2d
 from quantlib.quantization.kernels import Geometry
 from quantlib.quantization.mixed_layers import Quantize
 from quantlib.quantization.qconfig import QConfig, Scheme

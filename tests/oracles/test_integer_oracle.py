@@ -6,15 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from quantlib.quantization.integer_elementwise import IntegerAdd, IntegerConcat, IntegerReLU
 from quantlib.quantization.integer_layers import Grid, IntegerConv2d, IntegerLinear
-from quantlib.quantization.integer_pooling import (
-    IntegerAdaptiveAvgPool2d,
-    IntegerAdd,
-    IntegerAvgPool2d,
-    IntegerConcat,
-    IntegerMaxPool2d,
-    IntegerReLU,
-)
+from quantlib.quantization.integer_pooling import IntegerAdaptiveAvgPool2d, IntegerAvgPool2d, IntegerMaxPool2d
 from quantlib.quantization.kernels import Geometry
 from quantlib.quantization.metrics import sqnr_db
 from quantlib.quantization.qconfig import QConfig

@@ -156,6 +156,22 @@ def test_what_looks_alike_but_is_not_supported(odd):
     assert unsupported(Odd().eval()) == [f"odd ({type(odd).__name__}) at odd"]
 
 
+def test_a_parameter_among_the_summands_is_no_image():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.shift = nn.Conv2d(3, 4, 3), nn.Parameter(torch.randn(4, 1, 1))
+
+        def forward(self, x):
+            return torch.relu(self.conv(x) + self.shift)
+
+    model, x = Shifted().eval(), torch.randn(2, 3, 8, 8)
+    assert unsupported(model) == ["shift (a tensor of the model's own) at shift"]
+    with pytest.raises(UnsupportedOperatorError, match="own\\) at shift: replace them"):
+        fuse(model)
+    assert torch.allclose(fuse(model, unsupported="float")(x), model(x), atol=1e-6)
+
+
 def test_untraceable_and_train_mode_are_refused():
     class Branches(nn.Module):
         def forward(self, x):

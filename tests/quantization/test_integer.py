@@ -13,6 +13,7 @@ from quantlib.quantization import integer_matmul
 from quantlib.quantization.fused import Flatten
 from quantlib.quantization.graph import fuse
 from quantlib.quantization.integer import Integer, to_integer
+from quantlib.quantization.integer_elementwise import IntegerAdd, IntegerConcat, IntegerReLU
 from quantlib.quantization.integer_layers import (
     Dequantize,
     Grid,
@@ -20,14 +21,7 @@ from quantlib.quantization.integer_layers import (
     IntegerLayer,
     IntegerLinear,
 )
-from quantlib.quantization.integer_pooling import (
-    IntegerAdaptiveAvgPool2d,
-    IntegerAdd,
-    IntegerAvgPool2d,
-    IntegerConcat,
-    IntegerMaxPool2d,
-    IntegerReLU,
-)
+from quantlib.quantization.integer_pooling import IntegerAdaptiveAvgPool2d, IntegerAvgPool2d, IntegerMaxPool2d
 from quantlib.quantization.kernels import Geometry
 from quantlib.quantization.qconfig import QConfig, Scheme
 from quantlib.quantization.requantize import ROUNDINGS

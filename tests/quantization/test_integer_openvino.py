@@ -11,7 +11,7 @@ from torch import nn
 from quantlib.errors import ConfigError
 from quantlib.quantization import integer_openvino
 from quantlib.quantization.integer import to_integer
-from quantlib.quantization.integer_pooling import IntegerAdd
+from quantlib.quantization.integer_elementwise import IntegerAdd
 from quantlib.quantization.qconfig import QConfig, Scheme
 from quantlib.quantization.workflow import calibrate, convert, prepare
 from tests.quantization.networks import Tiny, randomize
