@@ -16,10 +16,12 @@ from torch import nn
 
 from quantlib.compression import archive, lanes
 from quantlib.compression.archive import CHECKSUM, compress, decompress
+from quantlib.compression.compressed import compressed_files
 from quantlib.compression.norms import round_mantissa, simplify_norms
 from quantlib.compression.records import Reader, decode, distinct, encode, varint
 from quantlib.compression.sharing import share
 from quantlib.errors import CheckpointError, ConfigError, NonFiniteError
+from quantlib.subject.checkpoints import ROOT
 from quantlib.subject.models import build
 
 HEAD = 5 + CHECKSUM
@@ -161,6 +163,10 @@ def refused(path, content, model):
     return False
 
 
+def hang(signum, frame):
+    raise TimeoutError("a damaged file keeps the reader busy for two minutes")
+
+
 @pytest.mark.parametrize("seal", [False, True], ids=["by accident", "on purpose"])
 def test_ten_thousand_mutations(tmp_path, seal):
     model = small()
@@ -169,7 +175,8 @@ def test_ten_thousand_mutations(tmp_path, seal):
     target, rng, count = small(), np.random.default_rng(0), 5000
     slowest, harmless = 0.0, 0
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    signal.alarm(120)  # a hang ends here
+    signal.signal(signal.SIGALRM, hang)
+    signal.alarm(120)
     try:
         for _ in range(count):
             broken = mutated(whole, rng)
@@ -184,18 +191,6 @@ def test_ten_thousand_mutations(tmp_path, seal):
     # A sealed file may be another valid network: changed values, same structure.
     assert harmless == 0 if not seal else harmless < count
     assert slowest < 2 and peak < 50_000, (slowest, peak)  # kB
-
-
-def test_a_hostile_file_allocates_nothing(tmp_path):
-    """Lengths of gigabytes at every place where a number stands, with a checksum that fits."""
-    model = small()
-    compress(model, tmp_path / "net.qldc")
-    whole, huge = (tmp_path / "net.qldc").read_bytes(), b"\xff\xff\xff\xff\x0f"
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for place in range(HEAD, len(whole)):
-        refused(tmp_path / "hostile.qldc", sealed(whole[:place] + huge + whole[place + 1 :]), model)
-        refused(tmp_path / "hostile.qldc", sealed(whole[:place] + huge + whole[place:]), model)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
 
 
 def test_every_truncation_and_every_excess_is_refused(tmp_path):
@@ -230,6 +225,8 @@ def test_other_files_are_refused_by_name(tmp_path):
         decompress(path)
     with pytest.raises(ConfigError, match="no architecture 'resnet51'"):
         compress(model, path, "resnet51")
+    with pytest.raises(ConfigError, match="is no 'resnet50' as `build` makes it"):
+        compress(build("resnet20"), path, "resnet50")
     with pytest.raises(ConfigError, match="float64"):
         compress(nn.Linear(2, 2).double(), path)
 
@@ -246,6 +243,10 @@ def test_simplified_norms_compute_the_same_up_to_rounding():
     assert fine[1].running_mean.count_nonzero() == 0 and torch.all((fine[1].running_var + fine[1].eps) == 1)
     assert torch.allclose(model(images()), fine(images()), atol=5e-3)
     assert model[1].running_mean.count_nonzero() > 0, "the original is left alone"
+    rough = simplify_norms(model, mantissa=2)
+    for place in (1, 3, 5):  # a float32 has 23 bits of mantissa: all but two are zero
+        assert torch.all(rough[place].bias.view(torch.int32) & (2**21 - 1) == 0)
+        assert torch.allclose(rough[place].bias, fine[place].bias, rtol=2**-3)
     errors = [
         float((simplify_norms(model, bits)(images()) - model(images())).abs().mean().detach())
         for bits in (2, 5, 8)
@@ -296,7 +297,10 @@ def test_a_record_by_hand():
 
 
 def test_a_hostile_file_asks_for_no_memory(tmp_path):
-    """numpy reports to tracemalloc what it asks for; resident memory would not grow before it is touched."""
+    """Lengths of gigabytes at every place where a number stands, with a checksum that fits.
+
+    numpy reports to tracemalloc what it asks for; resident memory would not grow before it is touched.
+    """
     model = small()
     compress(model, tmp_path / "net.qldc")
     whole, huge = (tmp_path / "net.qldc").read_bytes(), b"\xff\xff\xff\xff\x0f"
@@ -349,3 +353,14 @@ def test_what_half_precision_cannot_hold_is_named():
     with pytest.raises(NonFiniteError, match="65,504"):
         round_mantissa(torch.tensor([1.0, 7e4]), 5)
     assert round_mantissa(torch.tensor([torch.inf, 6e4]), 10).tolist() == [torch.inf, 6e4]
+
+
+@pytest.mark.parametrize("name", sorted(compressed_files()))
+def test_what_is_shipped_opens(name, tmp_path):
+    """Files of today's format, whose sparse records no test writes by hand: encoded again they are the same."""
+    about = compressed_files()[name]
+    model = decompress(ROOT / about["file"])
+    filters = [p.detach() for p in model.parameters() if p.dim() == 4]
+    assert max(len(p.unique()) for p in filters) <= about["clusters"] + 1
+    compress(model, tmp_path / "again.qldc", about["file"].split("_")[0])
+    assert (tmp_path / "again.qldc").read_bytes() == (ROOT / about["file"]).read_bytes()

@@ -19,6 +19,7 @@ from quantlib.compression.ranks import (
     convolutions,
     list_choices,
     plans_within,
+    rungs,
 )
 from quantlib.compression.windows import logit_influence, second_moments
 from quantlib.errors import ConfigError
@@ -225,3 +226,21 @@ def test_choices_weigh_every_channel_by_its_influence():
         layer = factorized(model[2], way.plan, moments["2"], influence)
         measured = ((layer(seen) - model[2](seen)).square().mean((0, 2, 3)) * influence).sum().item()
         assert way.error == pytest.approx(measured, rel=5e-3, abs=1e-4), way.plan
+
+
+def test_both_ranks_of_tucker_rise_in_proportion():
+    conv = nn.Conv2d(16, 32, 3)
+    found = {method: [plan.rank for plan in rungs(conv, method, 8)] for method in ("channel", "spatial", "tucker2")}
+    assert found["tucker2"] == [(8, 8), (16, 8), (24, 16), (32, 16)]
+    assert found["channel"] == [8, 16, 24, 32] and found["spatial"] == [8, 16, 24, 32, 40, 48]
+
+
+def test_energy_by_rows_against_columns():
+    """A filter bank of one column times one row has the spatial rank 1, and another one by channels."""
+    conv, generator = nn.Conv2d(6, 8, 3, padding=1, bias=False), torch.Generator().manual_seed(0)
+    rows, columns = torch.randn(6, 3, generator=generator), torch.randn(8, 3, generator=generator)
+    with torch.no_grad():
+        conv.weight.copy_(torch.einsum("ih,ow->oihw", rows, columns))
+    model, x = nn.Sequential(conv), torch.randn(1, 6, 8, 8)
+    assert by_energy(model, x, 0.999, "spatial") == {"0": Plan("spatial", 1)}
+    assert by_energy(model, x, 0.999, "channel") == {"0": Plan("channel", 3)}

@@ -87,6 +87,11 @@ def test_starts():
     assert density(values, 1).tolist() == [2.0]
     assert 100.0 in plus_plus(values, 2, seed=0)
     assert plus_plus([1.0, 1.0], 3).tolist() == [1.0, 1.0, 1.0]
+    assert density(np.arange(101), 4).tolist() == [12.5, 37.5, 62.5, 87.5]
+    heaps = [*np.arange(5) * 1e-3, *100 + np.arange(5) * 1e-3, *1000 + np.arange(5) * 1e-3]
+    for seed in range(50):  # the squared distance to the nearest: nobody is chosen twice from one heap
+        assert plus_plus(heaps, 3, seed).round().tolist() == [0, 100, 1000]
+    assert nearest([0.5, 1.5], [0.0, 1.0, 2.0]).tolist() == [0, 1]  # of two equally near, the lower
 
 
 def test_zeros_stay_zero_and_cost_no_cluster():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from quantlib.compression.huffman import entropy_bits
-from quantlib.compression.stages import stages_of, table, total
+from quantlib.compression.stages import stages_of, table
 from quantlib.errors import ConfigError
 from quantlib.study.coders import ans_bytes
 
@@ -20,9 +20,13 @@ def test_the_papers_figure_by_hand():
     assert found.shared == 4 * (2 + 3) + 3 * 32
     # 3.4 twice, 0.9 and the filler once: 1 + 1 + 2 + 2 bits. Zeros before: 1, 2, 7, 2.
     assert found.words_weight == 6 and found.words_index == 6
-    assert found.coded == found.words_weight + found.words_index + found.overhead
+    # A codebook of three float32; the code of three values takes one byte, that of eight distances three.
+    assert found.overhead == 3 * 32 + 8 * (1 + 3) and found.coded == 6 + 6 + 128
     assert found.columns["left_percent"] == pytest.approx(18.75)
-    assert found.columns["weight_bits_huffman"] == 2.0
+    assert found.columns["weight_bits_huffman"] == found.columns["index_bits_huffman"] == 2.0
+    assert found.columns["pruned_percent"] == 100 * 140 / 512
+    assert found.columns["shared_percent"] == 100 * 116 / 512
+    assert found.columns["coded_percent"] == 100 * (12 + 128) / 512
 
 
 def pruned(density, values, n=20_000, seed=0):
@@ -45,7 +49,8 @@ def test_total_adds_up():
     rows = table(weights)
     assert [row.name for row in rows] == ["a", "b", "all layers"]
     assert rows[2].coded == rows[0].coded + rows[1].coded and rows[2].weight_bits == 5
-    assert total("all layers", rows[:2]) == rows[2]
+    for name in ("weights", "left", "fillers", "overhead", "pruned", "shared", "bound", "words_index"):
+        assert getattr(rows[2], name) == getattr(rows[0], name) + getattr(rows[1], name)
 
 
 def test_dense_layers_have_no_fillers_and_wild_ones_are_refused():

@@ -398,3 +398,62 @@ def test_the_mean_of_accumulators_keeps_the_logits_apart(bits, pool):
     assert (apart <= 0.51 * unit * 2.0**-mean.fraction_bits + 1e-6).all()
     assert len(reference(x)[:, 0].unique()) > 30
     assert max(int(value.abs().max()) for value in reference.integers(x).values()) < 2**31
+
+
+ROUNDED = {"float": [10, 8, 10, 12], "gemmlowp": [9, 8, 11, 12], "single_rounding": [10, 9, 11, 12]}
+"""-0.5, -1.5, 0.5 and 1.5 by each rule, on a grid whose zero is 10."""
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_every_operator_rounds_as_it_is_told(rounding):
+    read, made_of = Grid(0.5, 100, 0, 255), Grid(8.0, 10, 0, 255)  # an accumulator is worth 1 / 64 of a step
+    q = uint8([68, 4, 132, 196])  # -32, -96, 32, 96
+    layer = linear([1], input_grid=read, output_grid=made_of, rounding=rounding)
+    assert layer(q[:, None]).flatten().tolist() == ROUNDED[rounding]
+    conv = IntegerConv2d(
+        torch.ones(1, 1, 1, 1, dtype=torch.int8), torch.zeros(1, dtype=torch.int32), torch.tensor([0.25]),
+        name="conv", geometry=Geometry([1, 1], [0, 0], [1, 1], 1), input_grid=read, output_grid=made_of,
+        rounding=rounding,
+    )  # fmt: skip
+    assert conv(q.view(1, 1, 2, 2)).flatten().tolist() == ROUNDED[rounding]
+    coarse = Grid(32.0, 10, 0, 255)  # 64 steps of `read` in one
+    joined = IntegerConcat(input_grids=[read, coarse], output_grid=coarse, rounding=rounding)
+    assert joined(q[None], uint8([[7]])).tolist() == [[*ROUNDED[rounding], 7]]
+    relu = IntegerReLU(input_grid=read, output_grid=coarse, rounding=rounding)
+    assert relu(q[None]).tolist() == [[10, 10, *ROUNDED[rounding][2:]]]
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_the_network_hands_its_rounding_to_every_operator(rounding):
+    alone = [nn.ReLU(), nn.Conv2d(3, 2, 1), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2)]
+    told = {}
+    for network in (Spellings, lambda: nn.Sequential(*alone)):
+        for step in to_integer(made(network), rounding).steps:
+            if hasattr(step.module, "rounding"):
+                told.setdefault(type(step.module).__name__, set()).add(step.module.rounding)
+    assert told == dict.fromkeys(
+        ("IntegerConv2d", "IntegerLinear", "IntegerAdd", "IntegerConcat", "IntegerReLU", "IntegerAvgPool2d",
+         "IntegerAdaptiveAvgPool2d"), {rounding},
+    )  # fmt: skip
+
+
+def test_the_mean_of_the_largest_accumulators_fits_into_32_bits():
+    conv = nn.Conv2d(512, 2, 3)
+    with torch.no_grad():
+        conv.weight.fill_(1.0)
+        conv.bias.zero_()
+    model = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    x = torch.ones(2, 512, 5, 5)
+    reference = convert(calibrate(prepare(model, MINMAX), [x]), "integer", engine="reference")
+    found, mean = reference.integers(x), reference.steps[2].module
+    assert found["0"].unique().tolist() == [512 * 9 * 127 * 255] and mean.fraction_bits == 2
+    assert found["1"].unique().tolist() == [512 * 9 * 127 * 255 * 4]  # a third bit would not fit
+    assert torch.allclose(reference(x), model(x), rtol=1e-3)
+
+
+def test_a_filter_of_zeros_has_a_ceiling_that_fits_into_32_bits():
+    layer = IntegerLinear(
+        torch.zeros(1, 2, dtype=torch.int8), torch.tensor([7], dtype=torch.int32), torch.tensor([1e-30]),
+        name="fc", input_grid=HALF, output_grid=None, relu=True, ceiling=6.0,
+    )  # fmt: skip
+    assert layer.top.tolist() == [2**31 - 1] and layer(uint8([[1, 2]])).tolist() == [[7]]

@@ -126,3 +126,31 @@ def test_sums_that_are_averaged_are_read_off_the_logits_too():
     assert len(sums) == 2
     for name in sums:
         assert (engine.integers(x)[name] - ours[name]).abs().max() <= 0.03 * ours[name].abs().max(), name
+
+
+# Without OpenVINO ---------------------------------------------------------------------------------------
+
+
+def test_bits_behind_the_point_add_up_along_a_path():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    x = torch.randn(2, 3, 10, 10)
+    reference = to_integer(calibrate(prepare(model, QConfig(activation=Scheme(observer="minmax"))), [x]))
+    kept = reference.steps[2].module.fraction_bits
+    found = integer_openvino.fraction_bits(reference)
+    assert kept > 0 and found == {"": 0, "input": 0, "0": 0, "1": kept, "2": kept, "3": kept, "dequantize": kept}
+
+
+def test_seven_bits_are_safe_without_vnni(monkeypatch):
+    monkeypatch.setattr(integer_openvino, "has_vnni", lambda: False)
+    model, x = nn.Sequential(nn.Conv2d(2, 1, 1)).eval(), torch.randn(2, 2, 4, 4)
+    nn.init.ones_(model[0].weight)  # both weights are 127: 2 * 127 * 255 is more than 16 bits hold
+    for bits in (8, 7):
+        config = QConfig(activation=Scheme(bits, observer="minmax"))
+        reference = to_integer(calibrate(prepare(model, config), [x]))
+        if bits == 7:  # 2 * 127 * 127 is not
+            integer_openvino.check_saturation(reference)
+            continue
+        with pytest.raises(ConfigError, match="int8 sums of layer '0' might saturate.*7 bits"):
+            integer_openvino.check_saturation(reference)
+    monkeypatch.setattr(integer_openvino, "has_vnni", lambda: True)
+    integer_openvino.check_saturation(reference)

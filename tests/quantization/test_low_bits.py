@@ -61,3 +61,16 @@ def test_mistakes(graph):
         low_bit_qconfig(graph.graph, 4, 4, ends="9")
     with pytest.raises(ConfigError, match="no layer named 'conv9'"):
         low_bit_qconfig(graph.graph, {"conv9": 4}, 4)
+
+
+def test_the_grid_and_the_observers_are_those_asked_for(graph):
+    assert [weight_scheme(bits, narrow=True).observer_instance().quant_min for bits in (8, 3, 2)] == [-127, -3, -1]
+    plain = prepare(graph, low_bit_qconfig(graph.graph, 3, 4, ratios=5))
+    asked = {"narrow": True, "weight_observer": "minmax", "observer": "entropy"}
+    other = prepare(graph, low_bit_qconfig(graph.graph, 3, 4, **asked))
+    made = [
+        {type(each).__name__ for each in side.values()}
+        for prepared in (plain, other) for side in (prepared.weights, prepared.activations)
+    ]  # fmt: skip
+    assert made == [{"MeanSquaredErrorObserver"}, {"AciqObserver"}, {"MinMaxObserver"}, {"EntropyObserver"}]
+    assert plain.weights["conv2"].quant_min == -4 and other.weights["conv2"].quant_min == -3

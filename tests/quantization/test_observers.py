@@ -164,20 +164,21 @@ def test_names_and_options() -> None:
         make_observer("entrpy")
     with pytest.raises(ConfigError, match="cannot be made"):
         make_observer("minmax", bitz=4)
-    for name, options in (
-        ("minmax", {"bits": 1}),
-        ("moving_average", {"momentum": 0}),
-        ("percentile", {"percentile": 50}),
-        ("percentile", {"bins": 1}),
-        ("entropy", {"levels": 4096}),
-        ("aciq", {"distribution": "cauchy"}),
-        ("recording", {"limit": -1}),
-        ("mse", {"ratios": 0}),
-        ("mse", {"sample": 0}),
-        ("histogram", {"bins": 0}),
+    for name, options, words in (
+        ("minmax", {"bits": 1}, "bits"),
+        ("moving_average", {"momentum": 0}, "momentum"),
+        ("percentile", {"percentile": 50}, "percentile must be"),
+        ("percentile", {"bins": 1}, "bins must be"),
+        ("entropy", {"levels": 4096}, "levels"),
+        ("aciq", {"distribution": "cauchy"}, "distribution must be"),
+        ("recording", {"limit": -1}, "limit"),
+        ("mse", {"ratios": 0}, "ratios"),
+        ("mse", {"sample": 0}, "sample"),
+        ("histogram", {"bins": 0}, "bins"),
     ):
-        with pytest.raises(ConfigError):
+        with pytest.raises(ConfigError, match=words) as caught:
             make_observer(name, **options)
+        assert "cannot be made" not in str(caught.value)  # that would be an option of another name
 
 
 def test_recording_keeps_copies_up_to_its_limit() -> None:
@@ -347,3 +348,34 @@ def test_zeros_before_small_values_do_not_fix_the_width_of_the_bins():
         alone(values)
         low, high = late.range()
         assert high == pytest.approx(float(alone.range()[1]), rel=0.05) and high > 0
+
+
+FEW = {2: 2.8307, 3: 3.8971}
+"""Where u * e^u is 3 * 4^bits."""
+
+
+def test_aciq_by_hand() -> None:
+    def found(x: list[float], **scheme: Any) -> list[float]:
+        observer = make_observer("aciq", **{"bits": 2, **scheme})
+        observer(torch.tensor(x))
+        return [float(end) for end in observer.range()]
+
+    both = {"symmetric": True, "signed": True}
+    shifted = [-100.0, *[3.0] * 98, 100.0]  # mean 2.94, mean deviation 3.94...
+    width = (102.94 + 98 * 0.06 + 97.06) / 100
+    assert found(shifted) == pytest.approx([2.94 - FEW[2] * width, 2.94 + FEW[2] * width], abs=1e-2)
+    width = (200 + 98 * 3) / 100  # ... and mean magnitude 4.94, around 0
+    assert found(shifted, **both) == pytest.approx([-FEW[2] * width, FEW[2] * width], abs=1e-2)
+    rectified = [*[0.0] * 50, *[1.0] * 49, 100.0]  # zeros do not count: the mean is 2.98
+    assert found(rectified) == pytest.approx([0, FEW[3] * 2.98], abs=1e-2)
+    assert found(rectified, **both)[1] == pytest.approx(FEW[2] * 2.98, abs=1e-2)  # half the steps
+    assert found([-3.0, -1.0, 1.0, 3.0]) == [-3.0, 3.0]  # 5.66 would be beyond what there is
+    assert found([1.0, 2.0, 3.0], bits=8) == [0.0, 3.0]
+
+
+def test_percentile_per_channel_of_a_symmetric_scheme_cuts_magnitudes() -> None:
+    x = data(0, 6, 1000) + 1
+    observer = make_observer("percentile", percentile=98.0, symmetric=True, signed=True, axis=0)
+    observer(x)
+    want = torch.quantile(x.abs(), 0.98, dim=1)
+    assert torch.allclose(torch.stack(observer.range()), torch.stack([-want, want]), atol=1e-6)

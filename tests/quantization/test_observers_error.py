@@ -195,3 +195,19 @@ def test_histogram_fills_more_than_half_its_bins_and_counts_zeros_apart() -> Non
         histogram.add(x, 0.0, x.max().item())
         assert 2048 <= histogram.counts.numel() <= 4096
         assert histogram.zeros == int((x == 0).sum()) and histogram.counts.sum() + histogram.zeros == 10_000
+
+
+def test_per_channel_search_moves_each_end_alone() -> None:
+    """One value far below: clipping it must not cost the values above."""
+    x = torch.cat([torch.linspace(-0.1, 1, 400), torch.tensor([-4.0])])
+    observer = make_observer("mse", bits=3, axis=0)
+    observer(x[None])
+    low, high = (float(end) for end in observer.range())
+    shares = [i / 50 for i in range(1, 51)]
+    errors = {
+        (a, b): mse(x, fake_quantize(x, qparams_from_range(torch.tensor(-4 * a), torch.tensor(b), bits=3)))
+        for a in shares for b in shares
+    }  # fmt: skip
+    best, together = min(errors.values()), min(errors[share, share] for share in shares)
+    assert mse(x, fake_quantize(x[None], observer.qparams())[0]) <= 1.02 * best < 0.9 * together
+    assert low > -2.5 and high > 0.9

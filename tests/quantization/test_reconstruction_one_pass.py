@@ -1,5 +1,7 @@
 """A formula in one pass is the formula, and a machine without a compiler only loses time."""
 
+import shutil
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -13,6 +15,15 @@ def formula(x, other, share):
     return torch.where(x > 0, x * share, other.float()) + F.relu(other)
 
 
+@pytest.fixture(autouse=True)
+def state():
+    """A test that finds no compiler must not switch compilation off for those that come after."""
+    kept = dict(module._state)
+    yield
+    module._state.update(kept)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler")
 def test_compiled_for_any_length_it_is_the_formula_bit_for_bit():
     fast, share, graphs = one_pass(formula), torch.tensor(0.25), counters["stats"]
     before = graphs["unique_graphs"]

@@ -142,3 +142,10 @@ def test_unknown_rounding():
         rescale(torch.tensor([1]), 0.5, "gemmlow")
     with pytest.raises(ConfigError, match="no rounding named 'gemmlow'; did you mean 'gemmlowp'"):
         requantize(torch.tensor([[1]], dtype=torch.int32), 0.5, 0, 0, 255, "gemmlow")
+
+
+@pytest.mark.parametrize("rule", ["float", "single_rounding"])
+def test_what_is_too_large_saturates(rule):
+    """gemmlowp does so before it multiplies, see test_gemmlowp_rounds_twice."""
+    far = torch.tensor([2**30, -(2**30), 2**28], dtype=torch.int32)
+    assert rescale(far, 4.0, rule).tolist() == [LIMITS[1], LIMITS[0], 2**30]

@@ -10,6 +10,7 @@ from quantlib.errors import ConfigError, NotCalibratedError, UnsupportedOperator
 from quantlib.quantization import sensitivity
 from quantlib.quantization.graph import fuse
 from quantlib.quantization.hessian import hessian_traces
+from quantlib.quantization.integer_graph import record
 from quantlib.quantization.metrics import sqnr_db
 from quantlib.quantization.qconfig import QConfig, Scheme
 from quantlib.quantization.sensitivity import layer_sensitivity
@@ -58,6 +59,8 @@ def test_equal_to_a_whole_network_with_that_one_layer_quantized(network, images)
             weight, grid = fuse(model).get_submodule(row.layer).weight, alone.weights[row.layer].qparams()
             rounded = torch.fake_quantize_per_channel_affine(weight, grid.scale, grid.zero_point, 0, -3, 3)
             assert row.sqnr_db == pytest.approx(sqnr_db(weight, rounded), abs=1e-6)
+            outputs = [record(each, x)[row.layer] for each in (fuse(model), to_simulated(alone))]
+            assert row.output_sqnr_db == pytest.approx(sqnr_db(*outputs), abs=1e-4)
             assert row.noise == pytest.approx(float((weight - rounded).square().sum()), rel=1e-5)
             assert (row.bits, row.values, row.part) == (3, weight.numel(), "weight")
 

@@ -147,3 +147,21 @@ def test_an_activation_costs_what_its_layers_read_and_not_its_shortcut(tiny):
     everywhere = {row.layer: row.loss_rise for row in layer_sensitivity(low, own, "activation").layers}
     assert everywhere["conv1"] == pytest.approx(found["conv1"][2].loss_rise, rel=0.01)  # read by layers alone
     assert abs(everywhere["add"] / wanted - 1) > 0.05
+
+
+def test_a_method_says_on_which_grid_its_weights_lie(tiny):
+    found = {
+        name: JOB.prepared(rescue_setting(rescue=name, bits_weight=3)).weights["conv2"]
+        for name in ("nearest", "nearest_narrow", "nearest_minmax", "balanced_narrow")
+    }
+    assert {name: each.quant_min for name, each in found.items()} == {
+        "nearest": -4, "nearest_narrow": -3, "nearest_minmax": -3, "balanced_narrow": -3,
+    }  # fmt: skip
+    widest = tiny.get_submodule("conv2").weight.abs().amax((1, 2, 3))
+    assert torch.allclose(found["nearest_minmax"].qparams().scale, widest / 3)
+    assert (found["nearest_narrow"].qparams().scale < widest / 3).any()
+    seen = {
+        name: type(JOB.prepared(rescue_setting(observer=name)).activations["conv1"]).__name__
+        for name in ("minmax", "aciq")
+    }
+    assert seen == {"minmax": "MinMaxObserver", "aciq": "AciqObserver"}

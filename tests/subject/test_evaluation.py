@@ -13,7 +13,7 @@ from torch import nn
 
 from quantlib.errors import ConfigError
 from quantlib.subject import data
-from quantlib.subject.evaluation import Evaluation, compare, evaluate, mcnemar, wilson
+from quantlib.subject.evaluation import Evaluation, compare, compare_seeds, evaluate, mcnemar, wilson
 
 
 @given(st.integers(1, 20_000), st.floats(0, 1))
@@ -46,6 +46,7 @@ def test_compare_counts_by_hand() -> None:
     assert (result.only_a, result.only_b, result.changed, result.n) == (3, 1, 4, 10)
     assert result.drop == pytest.approx(20.0)
     assert result.low <= 20 <= result.high
+    assert result.p_value == 0.625  # four throws of a coin: 2 (1 + 4) / 16
 
 
 def test_a_setting_against_itself_has_no_drop_and_no_doubt() -> None:
@@ -75,6 +76,11 @@ def test_bootstrap_interval_agrees_with_the_normal_one() -> None:
 def test_different_images_are_refused() -> None:
     with pytest.raises(ConfigError, match="different images"):
         compare(setting([True] * 10), setting([True] * 11))
+    one, other = setting([True] * 10), Evaluation.of(np.arange(10)[::-1], np.arange(10)[::-1])
+    with pytest.raises(ConfigError, match="different images"):
+        compare(one, other)  # as many, in another order
+    with pytest.raises(ConfigError, match="same seeds on the same images"):
+        compare_seeds([one, one], [one, other])
     with pytest.raises(ConfigError, match="not a share"):
         wilson(3, 0)
 

@@ -43,10 +43,11 @@ def test_tall_matrices_take_larger_steps() -> None:
 
 def test_filters_go_to_muon_and_nothing_of_norms_and_biases_decays() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
-    recipe = Recipe(name="x", model="x", stages=((1, 8),), optimizer="muon", weight_decay=0.1)
+    told = {"optimizer": "muon", "weight_decay": 0.1, "muon_weight_decay": 0.03}
+    recipe = Recipe(name="x", model="x", stages=((1, 8),), **told)
     (sgd, _), (muon, peak) = Optimizers(model, recipe).parts
     assert [p is model[0].weight for p in muon.param_groups[0]["params"]] == [True]
-    assert peak == recipe.muon_learning_rate
+    assert peak == recipe.muon_learning_rate and muon.param_groups[0]["weight_decay"] == 0.03
     heads, free = sgd.param_groups
     assert heads["params"] == [model[3].weight] and heads["weight_decay"] == 0.1
     assert len(free["params"]) == 4 and free["weight_decay"] == 0.0

@@ -6,8 +6,10 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -421,3 +423,25 @@ def test_wherever_a_run_is_stopped_it_ends_with_the_same_best_and_log(
         [[row.split(",")[place] for place in (0, 1, 2, 3, 5)] for row in log] for log in rows
     )
     assert whole_log == parts_log
+
+
+def test_the_average_follows_its_recurrence() -> None:
+    """Exactly: in the first steps the cap (1 + t) / (10 + t) holds, from the eighth on the decay."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    average, wanted = Average(model, 0.5), Fraction(0)
+    for t in range(1, 20):
+        with torch.no_grad():
+            model.weight.fill_(t)
+        average.update(model)
+        decay = min(Fraction(1, 2), Fraction(1 + t, 10 + t))
+        wanted = decay * wanted + (1 - decay) * t
+    assert average.model.weight.item() == pytest.approx(float(wanted), rel=1e-6)
+
+
+def test_label_smoothing_by_hand() -> None:
+    logits, labels = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0]]), torch.tensor([0, 2])
+    told = SimpleNamespace(recipe=replace(TINY, label_smoothing=0.1))
+    logs = logits.log_softmax(1)
+    wanted = -(0.9 * logs[[0, 1], labels] + 0.1 * logs.mean(1)).mean()
+    torch.testing.assert_close(Hooks().loss(told, logits, logits, labels), wanted)
