@@ -30,7 +30,7 @@ study: $(STAMP) ## run the notebooks and write the report; PROFILE=full for the 
 	@$(RUNNER) $(if $(ONLY),--only $(ONLY)) $(if $(FROM),--from $(FROM)) $(ARGS)
 
 test: $(STAMP) ## lint, types, unit and oracle tests, then every notebook; fails if any part fails
-	@failed=""; began=$$(date +%s); \
+	@rm -f $(CLOCK); failed=""; began=$$(date +%s); \
 	part() { name="$$1"; shift; printf '\n== %s\n' "$$name"; "$$@" || failed="$$failed, $$name"; }; \
 	part "lint" $(PY) -m ruff check .; \
 	part "types" $(PY) -m mypy; \

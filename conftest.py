@@ -7,8 +7,9 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("MPLBACKEND", "agg")
-    for name in ("QUANTLIB_PROFILE", "QUANTLIB_DEVICE", "QUANTLIB_THREADS", "QUANTLIB_CHECKPOINTS"):
-        os.environ.pop(name, None)  # else nbval would run the notebooks at full size, into results/
+    for name in ("PROFILE", "DEVICE", "THREADS", "CHECKPOINTS", "RESULTS", "ROOT"):
+        # Else nbval would run the notebooks at full size, into results/.
+        os.environ.pop(f"QUANTLIB_{name}", None)
 
 
 @pytest.fixture(autouse=True, scope="session")

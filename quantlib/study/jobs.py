@@ -1,5 +1,7 @@
 """What a run of the study consists of: which notebooks, with which parameters, depending on which files."""
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -20,8 +22,14 @@ from quantlib.study.manifest import Course, Notebook
 from quantlib.study.process import crashed, read_record, stop, stopped, write_record
 from quantlib.subject import checkpoints
 
+FOLDERS = ("QUANTLIB_DATA", "QUANTLIB_CHECKPOINTS")
+"""Settings that name a folder."""
+WHERE = frozenset({"SCHEDULER"})
+"""Parameters that say where something is computed and not what: the results are those of an unchanged run."""
 RESERVED = {"PROFILE": "--profile", "DEVICE": "--device"}
 """Parameters that have an option of their own."""
+HEADLINE = "results/headline.csv"
+"""The figures that README and scoreboard show."""
 NEEDED_BYTES = 200e6
 """Free disk that a run needs."""
 LIBRARY = Path(results.__file__).parents[1]
@@ -67,13 +75,46 @@ class Job:
         return {name: value for name, value in offered.items() if name in self.known} | dict(self.parameters)
 
     def inputs(self) -> list[Path]:
-        """The files whose change makes it run again."""
-        root = self.course.root
+        """The files whose change makes it run again.
+
+        Recorded results are among them: those that it names; its own, which a quick run shows; and every
+        claim and score for whoever reads the headline figures.
+        """
+        root, recorded = self.course.root, self.course.root / "results"
         kept = [checkpoints.ROOT / name for name in (checkpoints.INDEX, checkpoints.COMPRESSED)]
         listed = [self.course.path(self.notebook), root / "course.toml", *kept]
         read = [root / name for name in self.notebook.reads if name.startswith("results/")]
+        if self.profile != "full":
+            read += [recorded / f"{name}.csv" for name in self.notebook.writes]
+        if HEADLINE in self.notebook.reads:
+            own = self.notebook.number
+            judged = [*recorded.glob("claims_*.csv"), *recorded.glob("scores_*.csv")]
+            read += sorted(path for path in judged if not path.stem.endswith(f"_{own}"))
         code = [path for ending in ("py", "mplstyle", "toml") for path in LIBRARY.rglob(f"*.{ending}")]
         return [path for path in (*listed, *read, *sorted(code)) if path.is_file()]
+
+    def key(self) -> str:
+        """A digest of all that decides whether it must run again: settings, versions, bytes of its inputs."""
+        said = {
+            "parameters": {name: repr(value) for name, value in self.all_parameters().items()},
+            "profile": self.profile, "device": self.device,
+            "versions": results.environment()["versions"],
+            "settings": repr(self.course.profile(self.profile, self.notebook)),
+        }  # fmt: skip
+        digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+        for path in self.inputs():
+            content = path.read_bytes()
+            if path == self.course.root / HEADLINE:  # its own figures are no reason to run again
+                lines = content.decode(errors="replace").splitlines()
+                own = f",{self.notebook.number}_"
+                content = "\n".join(line for line in lines if own not in line[line.rfind(",") :]).encode()
+            digest.update(f"\n{path.name} {len(content)}\n".encode() + content)
+        return digest.hexdigest()
+
+    def is_done(self) -> bool:
+        """Whether its last run went well, with the inputs and settings of now."""
+        record = read_record(self.record) or {}
+        return record.get("status") == "ok" and self.output.is_file() and record.get("key") == self.key()
 
     def run(
         self, notebook: Path | None = None, output: Path | None = None, record: Path | None = None
@@ -125,8 +166,11 @@ class Job:
             "JUPYTER_PREFER_ENV_PATH": "1",
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         }
-        if self.parameters:
+        if set(self.parameters) - WHERE:
             own["QUANTLIB_RESULTS"] = f"build/results/{self.profile}-changed"
+        for name in FOLDERS:  # the kernel runs in notebooks/, where a relative one would be another
+            if os.environ.get(name):
+                own[name] = str(Path(os.environ[name]).absolute())
         kept = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
         return kept | own
 
@@ -163,6 +207,11 @@ def _refuse_unknown(given: Mapping[str, Any], known: Sequence[str]) -> None:
             raise StudyError(f"No chosen notebook has a parameter {name!r}; they have {names}.")
 
 
+def missing(notebook: Notebook) -> str:
+    """What to say of a notebook that is not there."""
+    return f"notebooks/{notebook.file} is missing; `git checkout notebooks/{notebook.file}` restores it."
+
+
 def parse_parameters(texts: Sequence[str]) -> dict[str, Any]:
     """`NAME=VALUE` texts as a dict; a value that is not a Python literal is a string."""
     found: dict[str, Any] = {}
@@ -179,7 +228,12 @@ def parse_parameters(texts: Sequence[str]) -> dict[str, Any]:
 
 def check_disk(folder: Path) -> None:
     """StudyError when the disk has too little room for a run's notebooks and report."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyError(f"{folder} cannot be made: {error.strerror or error}.") from error
+    if not os.access(folder, os.W_OK):
+        raise StudyError(f"{folder} may not be written to by you; change its owner, or take another clone.")
     free = shutil.disk_usage(folder).free
     if free < NEEDED_BYTES:
         raise StudyError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -22,7 +21,6 @@ class Judging:
 
     def __init__(self, course: Course, number: str, profile: str) -> None:
         self.course, self.number, self.profile = course, number, profile
-        self._scores: dict[str, dict[str, Any]] = {}
 
     def score(self, name: str, predicted: float, measured: float, within: float, unit: str = "") -> bool:
         """Print and record a prediction beside its measurement; a wrong one stays and stops nothing."""
@@ -30,11 +28,12 @@ class Judging:
         print(
             f"predicted {predicted:.4g}{_unit(unit)} | measured {measured:.4g}{_unit(unit)} | within: {right}"
         )
-        self._scores[name] = {
+        entry = {
             "name": name, "predicted": float(predicted), "measured": float(measured),
             "tolerance": float(within), "within": right, "unit": unit,
         }  # fmt: skip
-        results.write_table(self._path("scores"), pd.DataFrame(list(self._scores.values())))
+        # One by one: a run that is stopped after its first prediction must not cost the others.
+        results.upsert(self._path("scores"), pd.DataFrame([entry]), "name")
         return right
 
     def check(self, sentence: str, truth: object) -> None:
@@ -59,7 +58,6 @@ class Judging:
         if verdict not in VERDICTS:
             raise StudyError(f"There is no verdict {verdict!r}; choose one of {', '.join(VERDICTS)}.")
         entry = {"id": identity, "text": claim.text, "verdict": verdict, "evidence": evidence}
-        # One by one: a run that is stopped after its first claim must not cost the others.
         results.upsert(self._path("claims"), pd.DataFrame([entry]), "id")
         print(f'"{claim.text}" {verdict}: {evidence}')
 

@@ -133,7 +133,7 @@ def course(root: Path | str | None = None) -> Course:
             claims=tuple(Claim(**entry) for entry in raw.get("claims", [])),
             published=tuple(Published(**entry) for entry in raw.get("published", [])),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StudyError(f"course.toml lacks or misnames an entry: {error}.") from None
     _check(loaded)
     return loaded
@@ -155,6 +155,10 @@ def _notebook(entry: dict[str, Any], profiles: tuple[str, ...]) -> Notebook:
 
 def _check(loaded: Course) -> None:
     """Raise StudyError for the first entry that contradicts another."""
+    for name, settings in loaded.profiles.items():
+        for needed in ("source", "minutes_limit"):
+            if needed not in settings:
+                raise StudyError(f"course.toml: the profile {name!r} lacks {needed}.")
     numbers = [notebook.number for notebook in loaded.notebooks]
     if numbers != sorted(set(numbers)):
         raise StudyError("course.toml must list its notebooks in order, each number once.")

@@ -17,7 +17,7 @@ from nbformat import NotebookNode
 
 from quantlib.errors import QuantlibError, StudyError
 from quantlib.study import anatomy, results
-from quantlib.study.jobs import Job, check_disk
+from quantlib.study.jobs import Job, check_disk, missing
 from quantlib.study.manifest import Course, Notebook, course
 from quantlib.study.pictures import without_alpha
 
@@ -88,9 +88,9 @@ def store(notebook: NotebookNode, path: Path) -> None:
 
 def clean(path: Path, root: Path) -> bool:
     """Clean one file in place; whether anything changed."""
-    before = path.read_text(encoding="utf-8")
-    store(canonicalise(nbformat.reads(before, as_version=4), root), path)
-    return path.read_text(encoding="utf-8") != before
+    before = path.read_bytes()
+    store(canonicalise(read(path), root), path)
+    return path.read_bytes() != before
 
 
 def refresh(loaded: Course, path: Path) -> str:
@@ -102,6 +102,7 @@ def refresh(loaded: Course, path: Path) -> str:
     job = Job(loaded, notebook, "quick", "cpu", {}, frozenset())
     output = loaded.root / "build" / "refresh" / path.name
     check_disk(output.parent)
+    before = path.read_bytes()
     record = job.run(path, output, output.with_suffix(".json"))
     if record["status"] != "ok":
         source = "\n".join(f"    | {line}" for line in str(record["error"].get("source", "")).splitlines())
@@ -109,17 +110,19 @@ def refresh(loaded: Course, path: Path) -> str:
             f"{path.name} did not run to its end and is left as it was.\n{source}\n"
             f"    {record['error']['message']}"
         )
-    store(canonicalise(nbformat.read(output, as_version=4), loaded.root), path)
+    if path.read_bytes() != before:
+        raise StudyError(f"{path.name} was edited while it ran, and is left as it is; refresh it once more.")
+    store(canonicalise(read(output), loaded.root), path)
     budget = 60 * notebook.minutes["quick"]
     peak = f", peak {record['peak_mb'] / 1000:.1f} GB" if record["peak_mb"] else ""
     return f"{path.name}: {record['seconds']:.0f} s of {budget:.0f} s{peak}, stored."
 
 
-def sync(loaded: Course) -> list[str]:
-    """Rewrite the header cell of every notebook and of its solutions; the names of those that changed."""
+def sync(loaded: Course, numbers: Sequence[str] = ()) -> list[str]:
+    """Rewrite the header cell of these notebooks and of their solutions; the names of those that changed."""
     changed = []
-    for path in paths(loaded):
-        entry, notebook = _listed(loaded, path), nbformat.read(path, as_version=4)
+    for path in paths(loaded, numbers):
+        entry, notebook = _listed(loaded, path), read(path)
         solutions = path.parent.name == "solutions"
         header = anatomy.solutions_header(entry) if solutions else anatomy.header(loaded, entry)
         first = notebook.cells[0] if notebook.cells else None
@@ -138,8 +141,20 @@ def paths(loaded: Course, numbers: Sequence[str] = ()) -> list[Path]:
     """The notebook files of these numbers (default all), each followed by its solutions."""
     chosen = [loaded.notebook(number) for number in numbers] or list(loaded.notebooks)
     folder = loaded.root / "notebooks"
+    for entry in chosen if numbers else ():
+        if not (folder / entry.file).is_file():
+            raise StudyError(missing(entry))
     every = [path for entry in chosen for path in (folder / entry.file, folder / "solutions" / entry.file)]
     return [path for path in every if path.is_file()]
+
+
+def read(path: Path) -> NotebookNode:
+    """A notebook from its file; StudyError when it is none, as after a merge that left its marks."""
+    try:
+        return nbformat.read(path, as_version=4)
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError, KeyError) as error:
+        first = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        raise StudyError(f"{path.name} is no notebook that can be read ({first}); restore it.") from error
 
 
 def _listed(loaded: Course, path: Path) -> Notebook:
@@ -228,14 +243,14 @@ def _clean(loaded: Course, numbers: Sequence[str]) -> int:
 
 
 def _sync(loaded: Course, numbers: Sequence[str]) -> int:
-    print(f"headers rewritten: {', '.join(sync(loaded)) or 'none, all agree'}")
+    print(f"headers rewritten: {', '.join(sync(loaded, numbers)) or 'none, all agree'}")
     return 0
 
 
 def _check(loaded: Course, numbers: Sequence[str]) -> int:
     found: list[str] = []
     for path in paths(loaded, numbers):
-        notebook = nbformat.read(path, as_version=4)
+        notebook = read(path)
         solved = path.parent.name == "solutions"
         problems = anatomy.problems(loaded, _listed(loaded, path), notebook, solutions=solved)
         found += [f"{path.relative_to(loaded.root)}: {problem}" for problem in problems]

@@ -21,12 +21,20 @@ def changed_since(
     path = (root or find_root()) / "results" / f"{experiment}.json"
     if not path.is_file():
         return ()
-    try:
-        read = json.loads(path.read_text()).get("checkpoints", {})  # a training log read none
-    except json.JSONDecodeError as error:
-        raise StudyError(f"results/{path.name} is damaged ({error}); restore it from git.") from error
+    read = provenance_of(path).get("checkpoints", {})  # a training log read none
     now = checkpoints.checkpoint_index() if index is None else index
     return tuple(name for name, digest in read.items() if _digest(name, now) != digest)
+
+
+def provenance_of(path: Path) -> dict[str, Any]:
+    """Where a recorded result came from, of the JSON file beside it; StudyError when that is damaged."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:  # no JSON, or no text at all
+        raise StudyError(f"results/{path.name} is damaged ({error}); restore it from git.") from error
+    if not isinstance(found, dict):
+        raise StudyError(f"results/{path.name} does not say where a result came from; restore it from git.")
+    return found
 
 
 def _digest(name: str, index: dict[str, Any]) -> str | None:

@@ -4,7 +4,6 @@ A block is everything between `<!-- generated: NAME -->` and `<!-- end -->`; NAM
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -15,8 +14,8 @@ import pandas as pd
 from quantlib.compression.compressed import compressed_files
 from quantlib.errors import QuantlibError, StudyError
 from quantlib.study.manifest import Course, course
-from quantlib.study.origin import outdated
-from quantlib.study.results import HEADLINE_COLUMNS, write_atomic
+from quantlib.study.origin import outdated, provenance_of
+from quantlib.study.results import HEADLINE_COLUMNS, read_table, write_atomic
 from quantlib.study.scoreboard import ledger
 from quantlib.subject.checkpoints import checkpoint_index
 
@@ -57,7 +56,7 @@ def _number(value: float) -> str:
 
 def _headlines(loaded: Course) -> pd.DataFrame:
     path = loaded.root / "results" / "headline.csv"
-    return pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=list(HEADLINE_COLUMNS))
+    return read_table(path) if path.is_file() else pd.DataFrame(columns=list(HEADLINE_COLUMNS))
 
 
 def published_table(loaded: Course, old: Old) -> str:
@@ -146,7 +145,7 @@ def machine_paragraph(loaded: Course, _: Old = ()) -> str:
     path = loaded.root / "results" / "18_speed.json"
     if not path.is_file():
         return "No speed is recorded yet."
-    made = json.loads(path.read_text())
+    made = provenance_of(path)
     machine, versions = made["machine"], made["versions"]
     known = _headlines(loaded).set_index("name")["value"]
     hours = ""
@@ -177,8 +176,10 @@ def fill(text: str, loaded: Course) -> str:
     def block(match: re.Match[str]) -> str:
         if match[2] not in BLOCKS:
             raise StudyError(
-                f"README.md asks for {match[2]!r}; the generated blocks are {', '.join(BLOCKS)}."
+                f"The text asks for {match[2]!r}; the generated blocks are {', '.join(BLOCKS)}."
             )
+        if "<!-- generated:" in match[3]:
+            raise StudyError(f"The generated block {match[2]!r} lacks its <!-- end -->; put it back.")
         return f"{match[1]}{BLOCKS[match[2]](loaded, old)}\n{match[4]}"
 
     return BLOCK.sub(block, text)

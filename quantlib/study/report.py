@@ -157,7 +157,7 @@ def _figure(frame: pd.DataFrame | None, name: str) -> str:
 
 
 def _read(path: Path) -> pd.DataFrame | None:
-    return pd.read_csv(path) if path.is_file() else None
+    return results.read_table(path) if path.is_file() else None
 
 
 def _page(title: str, body: str) -> str:

@@ -228,7 +228,7 @@ class Rescue:
             "setting": {name: chosen[name] for name in RESCUE}, "recipe": str(METHODS[chosen["rescue"]]),
             "images": self._calibration(chosen).md5, "weights": weights.hexdigest(), "ratios": self.ratios,
             "batch_size": self.batch_size, "only": self.only, "dtype": str(_dtype(chosen)),
-            "code": code_digest(("quantization",)),
+            "code": code_digest(("quantization", "study/ptq.py", "study/rescue.py")),
         }  # fmt: skip
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:20]
 

@@ -1,5 +1,6 @@
 """Recorded results: a tidy CSV for each experiment, and beside it a JSON that says where it came from."""
 
+import fcntl
 import json
 import math
 import os
@@ -113,13 +114,30 @@ def load(experiment: str, profile: str = "full", root: Path | None = None) -> pd
     base = root or find_root()
     path = kept_in(profile, base) / f"{experiment}.csv"
     if not path.is_file():
-        number = experiment.split("_")[0]
-        command = f"make study PROFILE={profile} ONLY={number}"
-        raise StudyError(f"{path.relative_to(base)} is not recorded yet; `{command}` makes it.")
+        raise StudyError(how_to_record(experiment, profile, base))
+    return read_table(path)
+
+
+def is_recorded(experiment: str, root: Path | None = None) -> bool:
+    """Whether a full run has recorded an experiment, damaged or not."""
+    return (kept_in("full", root or find_root()) / f"{experiment}.csv").is_file()
+
+
+def how_to_record(experiment: str, profile: str = "full", root: Path | None = None) -> str:
+    """What to say where a result is missing."""
+    base = root or find_root()
+    path = (kept_in(profile, base) / f"{experiment}.csv").relative_to(base)
+    command = f"make study PROFILE={profile} ONLY={experiment.split('_')[0]}"
+    return f"{path} is not recorded yet; `{command}` makes it."
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A CSV as a data frame; StudyError, naming the file, when it is damaged."""
     try:
         return pd.read_csv(path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path.relative_to(base)} is damaged and cannot be read: {error}.") from error
+        place = "/".join(path.parts[-2:])
+        raise StudyError(f"{place} is damaged and cannot be read: {error}.") from error
 
 
 def provenance(
@@ -153,31 +171,44 @@ def environment() -> dict[str, dict[str, Any]]:
 
 
 def commit(root: Path | None = None) -> str:
-    """The git commit of the tree, with "+" when the library differs from it; "unknown" without git."""
+    """The git commit of the tree, with "+" when library or notebooks differ from it; "unknown" without git."""
     base = root or find_root()
     try:
         head = _git(base, "rev-parse", "--short=12", "HEAD")
-        changed = _git(base, "status", "--porcelain", "--", "quantlib", "course.toml")
+        changed = _git(base, "status", "--porcelain", "--", "quantlib", "course.toml", "notebooks")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return head + ("+" if changed else "")
 
 
 def upsert(path: Path, entries: pd.DataFrame, key: str) -> pd.DataFrame:
-    """Replace the rows of a CSV that have the same key, add the new ones at the end, and write it."""
-    if path.is_file():
-        old = pd.read_csv(path)
-        kept = old[~old[key].isin(entries[key])]
-        order = {name: place for place, name in enumerate(old[key])}
-        entries = entries if kept.empty else pd.concat([kept, entries], ignore_index=True)
-        entries = entries.sort_values(
-            key,
-            kind="stable",
-            key=lambda names: names.map(lambda name: order.get(name, len(order))),
-            ignore_index=True,
-        )
-    write_table(path, entries)
+    """Replace the rows of a CSV that have the same key, add the new ones at the end, and write it.
+
+    One process at a time: two notebooks that run at once must not lose each other's rows.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    turn = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        if path.is_file():
+            entries = _merged(read_table(path), entries, key)
+        write_table(path, entries)
+    finally:
+        os.close(turn)
     return entries
+
+
+def _merged(old: pd.DataFrame, entries: pd.DataFrame, key: str) -> pd.DataFrame:
+    """The old rows with those of the same key replaced where they stood, then the new ones."""
+    kept = old[~old[key].isin(entries[key])]
+    order = {name: place for place, name in enumerate(old[key])}
+    merged = entries if kept.empty else pd.concat([kept, entries], ignore_index=True)
+    return merged.sort_values(
+        key,
+        kind="stable",
+        key=lambda names: names.map(lambda name: order.get(name, len(order))),
+        ignore_index=True,
+    )
 
 
 def headline(

@@ -1,81 +1,101 @@
 """`python -m quantlib.study.runner`: run the course's notebooks, skip what is unchanged, write a report.
 
-doit decides what is unchanged; papermill executes, one process a notebook. Exit status: 0 all ran,
-1 a notebook failed, 2 a bad argument, 130 stopped by Ctrl-C.
+doit runs what is not done; papermill executes, one process a notebook. What a good run was made of stands in
+the notebook's record, written when it ends: a run that is killed forgets nothing that was finished. Exit
+status: 0 all ran, 1 a notebook failed, 2 a bad argument, 130 stopped by Ctrl-C.
 """
 
 import argparse
 import math
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from doit.cmd_base import ModuleTaskLoader
 from doit.doit_cmd import DoitMain
 from doit.exceptions import TaskFailed
-from doit.tools import config_changed
 
 from quantlib.errors import QuantlibError
 from quantlib.study import report, results
 from quantlib.study.console import Progress, spell
-from quantlib.study.jobs import Job, check_disk, parse_parameters, plan
+from quantlib.study.jobs import Job, check_disk, missing, parse_parameters, plan
 from quantlib.study.manifest import Course, course
+from quantlib.study.process import read_record, write_record
 from quantlib.subject import layout
 from quantlib.subject.command import require_device
 
 
 def execute(job: Job) -> TaskFailed | None:
-    """Doit's action: run the notebook; its failure as doit wants it."""
+    """Doit's action: run the notebook, enter what it was made of; its failure as doit wants it."""
     path = job.course.path(job.notebook)
     if not path.is_file():
         job.record.unlink(missing_ok=True)
-        return TaskFailed(
-            f"notebooks/{path.name} is missing; `git checkout notebooks/{path.name}` restores it."
-        )
-    record = job.run()
-    return None if record["status"] == "ok" else TaskFailed(record["error"]["message"])
+        return TaskFailed(missing(job.notebook))
+    key = job.key()  # before the run: what is edited while it runs makes it run again
+    try:
+        with half_made(job):
+            record = job.run()
+    except OSError as error:
+        return TaskFailed(f"{error.filename or job.folder} could not be written: {error.strerror or error}.")
+    if record["status"] == "ok":
+        write_record(job.record, {**record, "key": key})
+        return None
+    return TaskFailed(record["error"]["message"])
+
+
+@contextmanager
+def half_made(job: Job) -> Iterator[None]:
+    """Say which recorded results a run has replaced that did not come to its end."""
+    folder = results.folder(job.profile, job.course.root)
+    recorded = folder == job.course.root / "results" and "QUANTLIB_RESULTS" not in job.environment()
+    before = _written(folder) if recorded else {}
+    try:
+        yield
+    finally:
+        if recorded and (read_record(job.record) or {}).get("status") != "ok":
+            now = _written(folder)
+            changed = sorted(str(path.relative_to(folder)) for path in now if now[path] != before.get(path))
+            if changed:
+                print(
+                    f"    It had replaced {', '.join(changed)} in results/ before it ended; run it again, or "
+                    "`git checkout results` brings back what was committed.",
+                    flush=True,
+                )
+
+
+def _written(folder: Path) -> dict[Path, int]:
+    """When each recorded file was written; the journals of unfinished sweeps are none."""
+    every = (path for ending in ("csv", "json", "npz") for path in folder.rglob(f"*.{ending}"))
+    return {path: path.stat().st_mtime_ns for path in every}
 
 
 def tasks(jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
     """One doit task a notebook."""
     for job in jobs:
-        settings = {
-            **{k: repr(v) for k, v in job.all_parameters().items()},
-            "profile": job.profile,
-            "device": job.device,
-            "torch": version("torch"),
-            "settings": repr(job.course.profile(job.profile, job.notebook)),
-        }
-        present = job.course.path(job.notebook).is_file()
         yield {
             "basename": job.notebook.number,
             "actions": [(execute, [job])],
-            "file_dep": [str(path) for path in job.inputs()],
-            "targets": [str(job.output)],
-            "uptodate": [config_changed(settings), present],
+            "uptodate": [job.course.path(job.notebook).is_file() and job.is_done()],
             "verbosity": 2,
         }
 
 
 def run(jobs: Sequence[Job], progress: Progress, force: bool = False) -> int:
     """Run the jobs under doit; its exit code (0, or not). `progress` has the status of each notebook."""
-    folder = jobs[0].folder
-    check_disk(folder)
-    namespace = {
-        "DOIT_CONFIG": {
-            "reporter": progress,
-            "dep_file": str(folder / ".state.json"),
-            "backend": "json",
-            "continue": True,
-            "check_file_uptodate": "md5",
-        },
-        "task_study": lambda: tasks(jobs),
-    }
+    check_disk(jobs[0].folder)
     options = ["--always-execute"] if force else []
-    code = DoitMain(ModuleTaskLoader(namespace)).run(["run", *options, *progress.jobs])
+    with tempfile.TemporaryDirectory() as aside:  # doit's own memory, which is not needed
+        state = {"dep_file": str(Path(aside) / "state.json"), "backend": "json"}
+        namespace = {
+            "DOIT_CONFIG": {"reporter": progress, "continue": True, **state},
+            "task_study": lambda: tasks(jobs),
+        }
+        code = DoitMain(ModuleTaskLoader(namespace)).run(["run", *options, *progress.jobs])
     return int(code or 0)
 
 
@@ -113,7 +133,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--record-time",
         action="store_true",
-        help="enter the time of a whole quick run, and of the last `make test`, in results/headline.csv",
+        help="enter the time of a whole quick run, and of the last good `make test`, in results/headline.csv",
     )
     return made
 
@@ -146,10 +166,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def stop_cleanly() -> None:
+    """Let SIGINT, SIGTERM and a closed terminal end the run as Ctrl-C does, and its notebook with it.
+
+    A run started in the background of a script inherits an ignored SIGINT; one under nohup an ignored SIGHUP,
+    which is meant so.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
+            signal.signal(number, signal.default_int_handler)
+
+
 def _run_and_report(loaded: Course, jobs: Sequence[Job], options: argparse.Namespace, began: float) -> int:
-    # A run started in the background of a script inherits an ignored SIGINT; it should still stop cleanly.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    stop_cleanly()
     interrupted, code = False, 1
     progress = Progress(jobs)
     try:
@@ -159,24 +189,29 @@ def _run_and_report(loaded: Course, jobs: Sequence[Job], options: argparse.Names
     seconds, status = time.monotonic() - began, progress.status
     page = report.write(loaded, options.profile, seconds, status)
     if interrupted:
-        print("\nStopped. Finished notebooks are kept; the same command goes on with the rest.")
+        again = "the same command without --force" if options.force else "the same command"
+        print(f"\nStopped. Finished notebooks are kept; {again} goes on with the rest.")
         return 130
     failed = [number for number, word in status.items() if word == "failed"]
-    word = f"FAILED: {', '.join(failed)}" if failed else "all well"
+    word = f"FAILED: {', '.join(failed)}" if failed else "not all was run" if code else "all well"
     print(f"{len(status)} notebooks in {spell(seconds)}, {word}. Report: {page.relative_to(loaded.root)}")
     if options.record_time:
-        _record_time(loaded, options.profile, seconds, status)
+        plain = options.profile == "quick" and options.device == "cpu" and not options.parameters
+        _record_time(loaded, plain, seconds, status)
     return 1 if code or failed else 0
 
 
-def _record_time(loaded: Course, profile: str, seconds: float, status: Mapping[str, str]) -> None:
-    """Enter the seconds of a quick run of all notebooks (say why not otherwise) and of the tests."""
-    if profile != "quick" or len(status) < len(loaded.notebooks) or set(status.values()) != {"ok"}:
+def _record_time(loaded: Course, plain: bool, seconds: float, status: Mapping[str, str]) -> None:
+    """Enter the seconds of a quick run of all notebooks (say why not otherwise) and of the tests.
+
+    plain: at quick size on the CPU, nothing changed.
+    """
+    if not plain or len(status) < len(loaded.notebooks) or set(status.values()) != {"ok"}:
         print("The time is not recorded: it takes a quick run of all notebooks (--force), all of them well.")
         return
     times = {"study_quick_seconds": (round(seconds), len(status), "make study")}
     clock = loaded.root / "build" / "test_seconds"  # left there by `make test`
-    if clock.is_file():
+    if clock.is_file() and clock.read_text().strip().isdigit():
         times["test_seconds"] = (int(clock.read_text()), 0, "make test")
     for name, (value, n, source) in times.items():
         results.headline(name, value, math.nan, math.nan, n, "s", source, "full", loaded.root)

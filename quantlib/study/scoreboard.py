@@ -94,7 +94,7 @@ def predictions_made(root: Path | None = None) -> pd.DataFrame:
     """
     folder = (root or find_root()) / "results"
     tables = [
-        pd.read_csv(path).assign(notebook=path.stem.removeprefix("scores_"))
+        results.read_table(path).assign(notebook=path.stem.removeprefix("scores_"))
         for path in sorted(folder.glob("scores_[0-9][0-9].csv"))
     ]
     columns = ["name", "predicted", "measured", "tolerance", "within", "unit", "notebook"]
@@ -109,7 +109,7 @@ def ledger(course: Course, profile: str = "full") -> pd.DataFrame:
     lines = []
     for claim in course.claims:
         path = results.kept_in(profile, course.root) / f"claims_{claim.notebook}.csv"
-        found = pd.read_csv(path).set_index("id") if path.is_file() else pd.DataFrame()
+        found = results.read_table(path).set_index("id") if path.is_file() else pd.DataFrame()
         settled = claim.id in found.index
         verdict, evidence = found.loc[claim.id, ["verdict", "evidence"]] if settled else ("open", "")
         lines.append(

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from quantlib.errors import CheckpointError, StudyError
+from quantlib.errors import CheckpointError, ConfigError, StudyError
 from quantlib.study import origin, results, setup
 from quantlib.study.judging import Judging
 from quantlib.study.manifest import course
@@ -40,6 +40,12 @@ def start(number: str, profile: str | None = None, seed: int = 0, device: str | 
     return session
 
 
+def _threads(text: str) -> int:
+    if not (text.isdigit() and int(text)):
+        raise ConfigError(f"QUANTLIB_THREADS is {text!r}; give a number of threads, 1 or more.")
+    return int(text)
+
+
 class Session(Judging):
     """One run of one notebook; made by `start`."""
 
@@ -53,7 +59,7 @@ class Session(Judging):
         self.settings = self.course.profile(self.profile, self.notebook)
         self.seed = seed
         self.device = require_device(device or os.environ.get("QUANTLIB_DEVICE") or "cpu")
-        self.threads = int(os.environ.get("QUANTLIB_THREADS", torch.get_num_threads()))
+        self.threads = _threads(os.environ.get("QUANTLIB_THREADS") or str(torch.get_num_threads()))
         torch.set_num_threads(self.threads)
         setup.seed_everything(seed)
         self._began = time.monotonic()
@@ -160,16 +166,15 @@ class Session(Judging):
         A result that was measured on other weights than checkpoints/ holds now is announced as such.
         """
         name = f"{notebook or self.number}_{experiment}"
-        try:
-            table = results.load(name, "full", self.course.root)
-            changed = origin.changed_since(name, self.course.root)
-            if changed:
-                print(f"{name} was recorded on earlier weights of {', '.join(changed)}.")
-            return table
-        except StudyError as error:
-            print(error)
-        live = self._tables.get(name)
-        return live.iloc[:0].copy() if live is not None else pd.DataFrame()
+        if not results.is_recorded(name, self.course.root):
+            print(results.how_to_record(name, root=self.course.root))
+            live = self._tables.get(name)
+            return live.iloc[:0].copy() if live is not None else pd.DataFrame()
+        table = results.load(name, "full", self.course.root)
+        changed = origin.changed_since(name, self.course.root)
+        if changed:
+            print(f"{name} was recorded on earlier weights of {', '.join(changed)}.")
+        return table
 
     def adopt(self, experiment: str) -> pd.DataFrame:
         """A result that a command of its own has recorded, such as a training log, passed on as it is.

@@ -357,7 +357,7 @@ def test_what_half_precision_cannot_hold_is_named():
 
 @pytest.mark.parametrize("name", sorted(compressed_files()))
 def test_what_is_shipped_opens(name, tmp_path):
-    """Files of today's format, whose sparse records no test writes by hand: encoded again they are the same."""
+    """Sparse records that no test writes by hand: decoded and encoded again they are the same bytes."""
     about = compressed_files()[name]
     model = decompress(ROOT / about["file"])
     filters = [p.detach() for p in model.parameters() if p.dim() == 4]

@@ -230,7 +230,7 @@ def test_choices_weigh_every_channel_by_its_influence():
 
 def test_both_ranks_of_tucker_rise_in_proportion():
     conv = nn.Conv2d(16, 32, 3)
-    found = {method: [plan.rank for plan in rungs(conv, method, 8)] for method in ("channel", "spatial", "tucker2")}
+    found = {name: [plan.rank for plan in rungs(conv, name, 8)] for name in ("channel", "spatial", "tucker2")}
     assert found["tucker2"] == [(8, 8), (16, 8), (24, 16), (32, 16)]
     assert found["channel"] == [8, 16, 24, 32] and found["spatial"] == [8, 16, 24, 32, 40, 48]
 

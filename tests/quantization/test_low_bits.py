@@ -64,7 +64,8 @@ def test_mistakes(graph):
 
 
 def test_the_grid_and_the_observers_are_those_asked_for(graph):
-    assert [weight_scheme(bits, narrow=True).observer_instance().quant_min for bits in (8, 3, 2)] == [-127, -3, -1]
+    narrow = [weight_scheme(bits, narrow=True).observer_instance().quant_min for bits in (8, 3, 2)]
+    assert narrow == [-127, -3, -1]
     plain = prepare(graph, low_bit_qconfig(graph.graph, 3, 4, ratios=5))
     asked = {"narrow": True, "weight_observer": "minmax", "observer": "entropy"}
     other = prepare(graph, low_bit_qconfig(graph.graph, 3, 4, **asked))

@@ -40,6 +40,8 @@ def test_a_notebook_changes_settings_for_itself(small_course):
     ('id = "second"', 'id = "first"', "a claim twice"),
     ('title = "Beta"', "", "lacks or misnames an entry: 'title'"),
     ("[profiles.quick]", "[profiles.quick", "cannot be read"),
+    ("minutes_quick = 0.5", 'minutes_quick = "soon"', "lacks or misnames an entry: could not convert"),
+    ("minutes_limit = 1", "", "the profile 'quick' lacks minutes_limit"),
 ])  # fmt: skip
 def test_each_mistake_has_its_sentence(small_course, old, new, words):
     path = small_course / "course.toml"

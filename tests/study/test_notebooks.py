@@ -72,6 +72,31 @@ def test_refresh_stores_only_what_ran_to_its_end(small_course, notebook, capsys)
     assert not list(anatomy.form(nbformat.read(good, as_version=4)))
 
 
+def test_an_edit_during_a_refresh_is_not_written_over(small_course, notebook, capsys):
+    path = notebook(small_course / "notebooks/01_alpha.ipynb", "open('01_alpha.ipynb', 'a').write(' ')")
+    before = path.read_bytes()
+    assert notebooks.main(["refresh", "01"]) == 1
+    assert "01_alpha.ipynb was edited while it ran" in capsys.readouterr().err
+    assert path.read_bytes() == before + b" "
+
+
+@pytest.mark.parametrize("action", ["clean", "sync", "check"])
+def test_a_notebook_that_is_none_or_missing_has_its_sentence(small_course, capsys, action):
+    path = small_course / "notebooks/01_alpha.ipynb"
+    path.write_text("<<<<<<< ours\n{}\n=======\n")
+    assert notebooks.main([action, "01"]) == 2
+    assert "01_alpha.ipynb is no notebook that can be read" in capsys.readouterr().err
+    path.unlink()
+    assert notebooks.main([action, "01"]) == 2
+    assert "notebooks/01_alpha.ipynb is missing; `git checkout" in capsys.readouterr().err
+
+
+def test_sync_keeps_to_the_numbers_it_is_given(small_course, capsys):
+    assert notebooks.main(["sync", "02"]) == 0
+    assert "headers rewritten: 02_beta.ipynb" in capsys.readouterr().out
+    assert notebooks.main(["sync", "77"]) == 2 and "no notebook '77'" in capsys.readouterr().err
+
+
 def test_sync_writes_headers_from_the_manifest(small_course, capsys):
     loaded = course()
     assert notebooks.sync(loaded) == ["01_alpha.ipynb", "02_beta.ipynb"] and notebooks.sync(loaded) == []
@@ -146,6 +171,10 @@ def test_readme_blocks(small_course, capsys):
     assert readme.main(["--check"]) == 1
     path.write_text("<!-- generated: weather -->\n<!-- end -->\n")
     assert readme.main([]) == 2 and "asks for 'weather'" in capsys.readouterr().err
+    text = "<!-- generated: claims -->\n\nOurs.\n\n<!-- generated: weights -->\n<!-- end -->\n"
+    path.write_text(text)
+    assert readme.main([]) == 2 and "block 'claims' lacks its <!-- end -->" in capsys.readouterr().err
+    assert path.read_text() == text
 
 
 MORE = """

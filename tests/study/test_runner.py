@@ -82,10 +82,12 @@ def test_time_out_stops_the_notebook_and_its_kernel(small_course, notebook, caps
     assert not list((small_course / "build/study/quick").glob("01*.html"))  # nor a page of an earlier run
 
 
-def test_interrupt_keeps_what_is_finished(small_course, notebook):
+@pytest.mark.parametrize("ending", ["SIGINT", "SIGHUP"])  # Ctrl-C, and a terminal that is closed
+def test_interrupt_keeps_what_is_finished(small_course, notebook, ending, monkeypatch):
+    monkeypatch.setattr(Job, "inputs", INPUTS)  # as in the process that is started
     notebook(
         small_course / "notebooks/02_beta.ipynb",
-        "open('started', 'w').write('x')\nimport time\ntime.sleep(600)",
+        "import os, time\nopen('started', 'w').write(str(os.getpid()))\ntime.sleep(600)",
     )
     process = subprocess.Popen(
         [sys.executable, "-m", "quantlib.study.runner"],
@@ -98,14 +100,15 @@ def test_interrupt_keeps_what_is_finished(small_course, notebook):
     deadline = time.monotonic() + 120
     while not (small_course / "notebooks/started").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    process.send_signal(getattr(signal, ending))
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "Finished notebooks are kept" in said and "Traceback" not in said
     page = (small_course / "build/study/quick/index.html").read_text()
     assert "earlier" not in page
-    state = json.loads((small_course / "build/study/quick/.state.json").read_text())
-    assert "01" in state and "02" not in state
-    assert json.loads((small_course / "build/study/quick/records/01.json").read_text())["status"] == "ok"
+    assert gone(int((small_course / "notebooks/started").read_text()))
+    first, second = plan(course(), "quick")
+    assert first.is_done() and not second.is_done()
 
 
 @pytest.mark.parametrize(
@@ -172,28 +175,100 @@ def test_a_notebook_depends_on_what_it_reads_on_the_checkpoints_and_on_the_libra
     for name in own - {"notebooks/01_alpha.ipynb", "course.toml"}:
         (small_course / name).parent.mkdir(exist_ok=True)
         (small_course / name).write_text("{}")
-    (task,) = runner.tasks(plan(course(), "quick", ["01"]))
-    found = {Path(name) for name in task["file_dep"]}
+    (job,) = plan(course(), "quick", ["01"])
+    found = set(job.inputs())
     assert {str(path.relative_to(small_course)) for path in found if path.is_relative_to(small_course)} == own
     library = {str(path.relative_to(LIBRARY)) for path in found if path.is_relative_to(LIBRARY)}
     assert library >= {"errors.py", "quantization/affine.py", "compression/archive.py", "study/sweep.py",
                        "study/quantlib.mplstyle", "subject/recipes/resnet50.toml"}  # fmt: skip
 
 
-def test_what_decides_a_run_is_compared(small_course):
-    """doit runs a notebook again when these differ from what they were at its last good run."""
+def test_what_decides_a_run_is_compared(small_course, monkeypatch):
+    """A notebook runs again when these differ from what they were at its last good run."""
 
-    def settings(*given, **more):
-        (task,) = runner.tasks(plan(course(), *given, **more))
-        return task["uptodate"][0].config
+    def key(*given, **more):
+        (job,) = plan(course(), *given, **more)
+        return job.key()
 
-    plain = settings("quick", ["01"])
-    others = [settings("full", ["01"]), settings("quick", ["01"], parameters={"BITS": 4}),
-              settings("quick", ["01"], device="cuda")]  # fmt: skip
+    found = [key("quick", ["01"]), key("full", ["01"]), key("quick", ["01"], parameters={"BITS": 4}),
+             key("quick", ["01"], device="cuda")]  # fmt: skip
     toml = small_course / "course.toml"
     toml.write_text(toml.read_text().replace("images_test = 16", "images_test = 17"))
-    others.append(settings("quick", ["01"]))
-    assert all(other != plain for other in others)
+    found.append(key("quick", ["01"]))
+    (small_course / "library" / "code.py").write_text("x = 2")
+    found.append(key("quick", ["01"]))
+    monkeypatch.setattr(results, "LIBRARIES", ("torch",))  # as if the others were not installed
+    found.append(key("quick", ["01"]))
+    assert len(set(found)) == 7 and key("quick", ["01"]) == found[-1]
+
+
+def test_recorded_results_that_a_notebook_shows_make_it_run_again(small_course, monkeypatch):
+    monkeypatch.setattr(Job, "inputs", INPUTS)
+    toml = small_course / "course.toml"
+    toml.write_text(toml.read_text().replace('writes = ["02_th', 'reads = ["results/headline.csv"]\nwrites = ["02_th'))
+    recorded = small_course / "results"
+    recorded.mkdir()
+
+    def keys():
+        return {(job.profile, job.notebook.number): job.key() for name in ("quick", "full") for job in plan(course(), name)}
+
+    def changed_by(name, text):
+        before = keys()
+        (recorded / name).write_text(text)
+        return sorted(job for job, key in keys().items() if key != before[job])
+
+    assert changed_by("01_things.csv", "a\n1\n") == [("quick", "01")]
+    assert changed_by("claims_01.csv", "a\n1\n") == changed_by("scores_01.csv", "a\n1\n") == [("full", "02"), ("quick", "02")]
+    assert changed_by("claims_02.csv", "a\n1\n") == []
+    head = "name,value,low,high,n,unit,source\nx,1,,,0,,01_things\n"
+    assert changed_by("headline.csv", head) == [("full", "02"), ("quick", "02")]
+    assert changed_by("headline.csv", head + "y,2,,,0,,02_things\n") == []  # its own figure
+
+
+def test_a_run_that_was_stopped_or_overtaken_by_an_edit_is_not_taken_for_done(small_course, notebook, capsys):
+    assert runner.main(["--only", "01"]) == 0
+    job = plan(course(), "quick", ["01"])[0]
+    assert job.is_done()
+    job.record.unlink()  # what a kill leaves: the output of before, or half a new one, and no record
+    assert not job.is_done()
+    notebook(small_course / "notebooks/01_alpha.ipynb", "open('../library/code.py', 'a').write('y = 1')")
+    assert runner.main(["--only", "01"]) == 0 and not plan(course(), "quick", ["01"])[0].is_done()
+    notebook(small_course / "notebooks/01_alpha.ipynb", "1")
+    assert runner.main(["--only", "01"]) == 0 and plan(course(), "quick", ["01"])[0].is_done()
+    capsys.readouterr()
+    assert runner.main(["--only", "01"]) == 0 and "unchanged" in capsys.readouterr().out
+
+
+def test_a_full_run_that_fails_says_what_it_has_replaced(small_course, notebook, capsys):
+    recorded = small_course / "results"
+    recorded.mkdir()
+    (recorded / "02_things.csv").write_text("kept")
+    body = "open('../results/01_things.csv', 'w').write('half')", "assert 1 == 2"
+    notebook(small_course / "notebooks/01_alpha.ipynb", *body)
+    assert runner.main(["--only", "01", "--profile", "full"]) == 1
+    said = capsys.readouterr().out
+    assert "It had replaced 01_things.csv in results/" in said and "git checkout results" in said
+    assert runner.main(["--only", "01"]) == 1 and "replaced" not in capsys.readouterr().out  # quick: not in there
+
+
+def test_folders_are_the_same_for_the_kernel_and_a_scheduler_changes_no_result(small_course, monkeypatch, notebook):
+    notebook(small_course / "notebooks/01_alpha.ipynb", "1", parameters="PROFILE = None\nSCHEDULER = None\nBITS = 8")
+    monkeypatch.setenv("QUANTLIB_DATA", "cifar")
+    job = plan(course(), "full", ["01"], parameters={"SCHEDULER": "tcp://host:1"})[0]
+    assert job.environment()["QUANTLIB_DATA"] == str(small_course / "cifar")
+    assert "QUANTLIB_RESULTS" not in job.environment()
+    both = plan(course(), "full", ["01"], parameters={"SCHEDULER": "tcp://host:1", "BITS": 4})[0]
+    assert both.environment()["QUANTLIB_RESULTS"] == "build/results/full-changed"
+
+
+def test_a_folder_that_cannot_be_written_gets_one_sentence(small_course, monkeypatch, capsys):
+    (small_course / "build").write_text("a file in the way")
+    assert runner.main([]) == 2
+    assert "build/study/quick cannot be made" in capsys.readouterr().err
+    (small_course / "build").unlink()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert runner.main([]) == 2
+    assert "may not be written to by you" in capsys.readouterr().err
 
 
 def test_a_process_that_leaves_no_record_is_said_to_have_crashed(small_course, tmp_path, monkeypatch):
@@ -221,12 +296,12 @@ def test_the_times_of_a_whole_quick_run_are_recorded_and_no_others(small_course,
     clock.parent.mkdir(exist_ok=True)
     clock.write_text("123\n")
     loaded = course()
-    for status, profile in (({"01": "ok"}, "quick"), ({"01": "ok", "02": "unchanged"}, "quick"),
-                            ({"01": "ok", "02": "ok"}, "full")):  # fmt: skip
-        runner._record_time(loaded, profile, 60.7, status)
+    for status, plain in (({"01": "ok"}, True), ({"01": "ok", "02": "unchanged"}, True),
+                          ({"01": "ok", "02": "ok"}, False)):  # fmt: skip
+        runner._record_time(loaded, plain, 60.7, status)
         assert "The time is not recorded" in capsys.readouterr().out
     assert not (small_course / "results" / "headline.csv").exists()
-    runner._record_time(loaded, "quick", 60.7, {"01": "ok", "02": "ok"})
+    runner._record_time(loaded, True, 60.7, {"01": "ok", "02": "ok"})
     table = results.load("headline", "full", small_course).set_index("name")
     assert table["value"].to_dict() == {"study_quick_seconds": 61, "test_seconds": 123}
     assert table.loc["study_quick_seconds", "n"] == 2  # notebooks

@@ -1,6 +1,7 @@
 """A session writes where its profile says, and nothing of a quick run reaches results/."""
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -25,6 +26,12 @@ def measured():
     wrong = labels.copy()
     wrong[:4] = (wrong[:4] + 1) % 10
     return Evaluation.of(labels.copy(), labels), Evaluation.of(wrong, labels)
+
+
+def with_threads(text):
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setenv("QUANTLIB_THREADS", text)
+        study.start("01")
 
 
 def use(run, a, b):
@@ -130,6 +137,8 @@ def test_scores_and_claims(small_course, measured, capsys):
     said = capsys.readouterr().out
     assert said.splitlines()[0] == "predicted 0.3 points | measured 0.11 points | within: True"
     assert len(pd.read_csv(small_course / "build/results/quick/scores_01.csv")) == 1  # a cell run twice
+    study.start("01").score("other", 1, 1, 1)  # a run that stops here costs the others nothing
+    assert list(pd.read_csv(small_course / "build/results/quick/scores_01.csv")["name"]) == ["drop", "other"]
     with pytest.raises(StudyError, match="settled in notebook 02"):
         run.claim("second", "holds", "")
     with pytest.raises(StudyError, match="choose one of holds, holds with limits, fails"):
@@ -171,6 +180,8 @@ def test_headline_is_updated_in_place(small_course):
     (lambda run: study.start("01", device="cudda"), "There is no device 'cudda'"),
     (lambda run: study.start("77"), "There is no notebook '77'"),
     (lambda run: study.start("01", profile="x"), "There is no profile 'x'"),
+    (lambda run: with_threads("two"), "QUANTLIB_THREADS is 'two'; give a number of threads, 1 or more"),
+    (lambda run: with_threads("0"), "QUANTLIB_THREADS is '0'"),
 ])  # fmt: skip
 def test_wrong_use_has_its_sentence(small_course, use_wrongly, words):
     with pytest.raises(QuantlibError, match=words):
@@ -199,8 +210,36 @@ def test_a_failed_write_leaves_the_old_file(small_course, monkeypatch):
 
 def test_a_damaged_result_has_its_sentence(small_course):
     results.write_atomic(small_course / "results" / "01_things.csv", b"")
-    with pytest.raises(StudyError, match="is damaged"):
-        results.load("01_things")
+    for read in (results.load, study.start("01").recorded, study.start("01").best):
+        with pytest.raises(StudyError, match="results/01_things.csv is damaged"):
+            read("01_things" if read is results.load else "things")  # never as if it were not there
+    results.write_atomic(small_course / "results" / "headline.csv", b"")
+    with pytest.raises(StudyError, match="results/headline.csv is damaged"):
+        study.start("01", profile="full").headline("a", 1.0)
+
+
+def test_damaged_provenance_has_its_sentence(small_course, measured):
+    run = study.start("01", profile="full")
+    use(run, *measured)
+    for content in (b"\xff\xfe", b"{", b"[1]"):
+        (small_course / "results" / "01_things.json").write_bytes(content)
+        with pytest.raises(StudyError, match="results/01_things.json .*restore it from git"):
+            run.recorded("things")
+
+
+def _put(root, name):
+    for value in range(20):
+        results.headline(f"{name}{value}", value, 0, 0, 0, "", "01_things", "full", root)
+
+
+def test_two_notebooks_at_once_lose_no_headline(small_course):
+    context = multiprocessing.get_context("fork")
+    both = [context.Process(target=_put, args=(small_course, name)) for name in "ab"]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert len(results.load("headline")) == 40
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")

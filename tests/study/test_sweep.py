@@ -16,7 +16,7 @@ import torch
 from quantlib.errors import ConfigError, StudyError
 from quantlib.study import session
 from quantlib.study import sweep as module
-from quantlib.study.sweep import Journal, code_digest, sweep
+from quantlib.study.sweep import EVALUATING, Journal, code_digest, sweep
 
 NO_DASK = "Dask is not installed; `pip install -e '.[cluster]'` adds it"
 SETTINGS = [{"bits": bits, "kind": kind} for bits in (8, 4, 2) for kind in ("a", "b")]
@@ -123,7 +123,9 @@ def test_another_context_is_another_sweep(tmp_path):
     other = Counted()
     sweep(SETTINGS, other, Journal(path, {"checkpoint": "b"}))
     assert other.calls == SETTINGS
-    assert len(code_digest()) == 16 and code_digest() != code_digest(("quantization",))
+    assert len(code_digest()) == 16
+    parts = [("quantization",), ("quantization", "subject"), ("quantization", "subject", "study/ptq.py"), EVALUATING]
+    assert len({code_digest(part) for part in parts}) == 4 and code_digest() == code_digest(EVALUATING)
 
 
 def test_only_other_code_makes_finished_work_another_sweep(tmp_path, monkeypatch):

@@ -66,8 +66,8 @@ def test_a_timing_is_median_and_quartiles() -> None:
 
 def test_accuracy_by_class_is_a_share_of_the_class() -> None:
     """Of three airplanes two are found; what else is taken for one does not count."""
-    found = Evaluation.of(np.array([0, 0, 1, 0]), np.array([0, 0, 0, 1]))
-    assert per_class(found) == {"airplane": 66.67, "automobile": 0.0}
+    found = Evaluation.of(np.array([0, 0, 1, 1]), np.array([0, 0, 0, 1]))
+    assert per_class(found) == {"airplane": 66.67, "automobile": 100.0}
 
 
 def test_ratio_is_taken_round_by_round() -> None:

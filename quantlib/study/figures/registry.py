@@ -68,10 +68,11 @@ def draw(name: str, live: Mapping[str, pd.DataFrame] | None = None, root: Path |
     """
     found = get(name)
     base = root or find_root()
-    try:
-        frames, quick = [results.load(experiment, "full", base) for experiment in found.reads], False
-    except StudyError:
-        frames, quick = [_live(experiment, live or {}, base) for experiment in found.reads], True
+    quick = not all(results.is_recorded(experiment, base) for experiment in found.reads)
+    if quick:
+        frames = [_live(experiment, live or {}, base) for experiment in found.reads]
+    else:
+        frames = [results.load(experiment, "full", base) for experiment in found.reads]
     with plots.style():
         drawn = found.drawing(*frames)
     if quick:
@@ -90,11 +91,10 @@ def redraw(root: Path | None = None, into: Path | None = None) -> tuple[list[str
     base = root or find_root()
     drawn, missing = [], []
     for name, found in sorted(load_all().items()):
-        try:
-            frames = [results.load(experiment, "full", base) for experiment in found.reads]
-        except StudyError:
+        if not all(results.is_recorded(experiment, base) for experiment in found.reads):
             missing.append(name)
             continue
+        frames = [results.load(experiment, "full", base) for experiment in found.reads]
         with plots.style():
             plots.save(found.drawing(*frames), (into or base / "figures") / f"{name}.png")
         drawn.append(name)
