@@ -15,7 +15,7 @@ from quantlib.study import results
 from quantlib.study.manifest import find_root
 from quantlib.study.memory import peak_memory
 from quantlib.study.race import fastest_of, first_calls, race
-from quantlib.study.rivals import FAMILIES, RIVALS, Contest, Field, gather
+from quantlib.study.rivals import FAMILIES, MISSING, OURS, RIVALS, Contest, Field, gather
 from quantlib.subject import data
 from quantlib.subject.benchmark import Timing, ratio
 from quantlib.subject.checkpoints import load_checkpoint
@@ -44,16 +44,33 @@ def compete(
     """
     if not field.networks:
         raise StudyError(f"There is nothing to race; missing: {', '.join(field.missing) or 'all'}.")
-    first = first_calls(field.networks, sample, sizes)
+    sizes = list(dict.fromkeys(sizes))
+    first = first_calls_of(field, sample, sizes)
     timings = race(field.networks, sample, sizes, repeats)
     peaks = peak_memory(field.networks, max(sizes)) if memory else {}
-    rows = [row(name, "build_seconds", seconds) for name, seconds in field.seconds.items()]
+    notes = dict.fromkeys(OURS, "calibration not counted")
+    rows = [
+        row(name, "build_seconds", seconds, note=notes.get(name, ""))
+        for name, seconds in field.seconds.items()
+    ]
     for size in sizes:
         rows += [row(name, "first_call_seconds", value, batch=size) for name, value in first[size].items()]
         rows += speeds(timings[size], size) + leads(timings[size], size)
     rows += [row(name, "peak_mb", peak, batch=max(sizes)) for name, peak in peaks.items()]
     rows += [row(name, "missing", 1, note=why) for name, why in field.missing.items()]
     return Competition(rows, timings)
+
+
+def first_calls_of(field: Field, sample: Tensor, sizes: Sequence[int]) -> dict[int, dict[str, float]]:
+    """Seconds of every first call; who cannot make it is missing: torch.compile asks for a compiler then."""
+    first: dict[int, dict[str, float]] = {size: {} for size in sizes}
+    for size in sizes:
+        for name, network in list(field.networks.items()):
+            try:
+                first[size] |= first_calls({name: network}, sample, [size])[size]
+            except MISSING as error:
+                field.leave_out(name, error)
+    return {size: {name: found[name] for name in field.networks} for size, found in first.items()}
 
 
 def row(
@@ -127,9 +144,9 @@ def bench(sizes: Sequence[int], repeats: int, names: Sequence[str], memory: bool
     field = gather(Contest(load_checkpoint("resnet50"), images), names)
     sample, _ = next(data.batches(images, 64))
     table = pd.DataFrame(compete(field, sample, sizes, repeats, memory).rows)
-    print(shown(table))
     results.write_table(into, table)
     results.write_atomic(into.with_suffix(".json"), results.to_json(results.provenance("bench")))
+    print(shown(table))
     print(f"kept in {into.name}, and beside it the machine and the versions")
 
 

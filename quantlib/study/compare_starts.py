@@ -55,7 +55,7 @@ def run_arms(
 
 
 def rows_of(arm: str, trainer: Trainer) -> list[dict[str, Any]]:
-    """What a finished arm came to: validation accuracy, mean loss and seconds of its last epoch."""
+    """What a finished arm came to: validation accuracy, mean loss of its last epoch, seconds in all."""
     last, n = pd.read_csv(trainer.log.path).iloc[-1], len(trainer.validation)
     accuracy, seed = float(last["validation_accuracy"]), trainer.recipe.seed
     low, high = wilson(round(accuracy * n / 100), n)

@@ -156,9 +156,9 @@ def _notebook(entry: dict[str, Any], profiles: tuple[str, ...]) -> Notebook:
 def _check(loaded: Course) -> None:
     """Raise StudyError for the first entry that contradicts another."""
     for name, settings in loaded.profiles.items():
-        for needed in ("source", "minutes_limit"):
-            if needed not in settings:
-                raise StudyError(f"course.toml: the profile {name!r} lacks {needed}.")
+        lacking = {"source", "minutes_limit"} - set(settings)
+        if lacking:
+            raise StudyError(f"course.toml: the profile {name!r} lacks {', '.join(sorted(lacking))}.")
     numbers = [notebook.number for notebook in loaded.notebooks]
     if numbers != sorted(set(numbers)):
         raise StudyError("course.toml must list its notebooks in order, each number once.")
@@ -168,6 +168,10 @@ def _check(loaded: Course) -> None:
         for name in notebook.writes:
             if not name.startswith(notebook.number + "_"):
                 raise StudyError(f"course.toml: notebook {notebook.number} cannot write {name!r}.")
+    _check_claims(loaded, numbers)
+
+
+def _check_claims(loaded: Course, numbers: list[str]) -> None:
     for claim in loaded.claims:
         if claim.notebook not in numbers:
             raise StudyError(

@@ -171,7 +171,7 @@ def environment() -> dict[str, dict[str, Any]]:
 
 
 def commit(root: Path | None = None) -> str:
-    """The git commit of the tree, with "+" when library or notebooks differ from it; "unknown" without git."""
+    """The tree's git commit, with "+" when library or notebooks differ from it; "unknown" without git."""
     base = root or find_root()
     try:
         head = _git(base, "rev-parse", "--short=12", "HEAD")

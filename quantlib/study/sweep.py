@@ -198,8 +198,9 @@ EVALUATING = ("quantization", "subject", "study/ptq.py", "study/rescue.py")
 def code_digest(rooms: Sequence[str] = EVALUATING) -> str:
     """A digest of the library's own code, so that results of other code are not taken for finished.
 
-    rooms: folders of the library, or modules of it. Comments, docstrings and empty lines do not count: a clearer sentence must not cost hours of work. The
-    same under every version of Python. ConfigError for what is not there. Introduced in notebook 09.
+    rooms: folders of the library, or modules of it. Comments, docstrings and empty lines do not count: a
+    clearer sentence must not cost hours of work. The same under every version of Python. ConfigError for what
+    is not there. Introduced in notebook 09.
     """
     folder, digest = Path(quantlib.__file__).parent, hashlib.sha256()
     for room in rooms:

@@ -65,6 +65,7 @@ def started(recipe: Recipe, options: argparse.Namespace) -> tuple[nn.Module, dic
         "share": options.share, "images": options.images, "seed": recipe.seed,
         "start": recipe.start, "start_sha256": checkpoint_info(recipe.start)["sha256"],
     }  # fmt: skip
+    kept_start(folder / "options.pt", {**made, "repair": options.repair}, dict)
     kept = kept_start(folder / "start.pt", made, make)
     plans = from_plain(kept["plans"])
     network = skeleton_of(model, plans)
@@ -90,7 +91,8 @@ def tune(options: argparse.Namespace) -> None:
             "plans": plain(plans),
             "start_sha256": checkpoint_info(recipe.start)["sha256"],
             "origin": f"{recipe.start} factorized to {options.share:g} of its multiply-adds and tuned by "
-            f"`python -m quantlib.study.tune_lowrank --recipe {recipe.name} --share {options.share:g}`",
+            f"`python -m quantlib.study.tune_lowrank --recipe {recipe.name} --share {options.share:g} "
+            f"--images {options.images} --repair {options.repair}`",
         }
         skeleton = skeleton_of(load_checkpoint(recipe.start), plans)
         publish(recipe, trainer.folder, root=options.data, network=skeleton, about=about, notebook="17")

@@ -117,7 +117,11 @@ def shared_network(options: argparse.Namespace, recipe: Recipe, free: Free, taug
     made |= {f"free_{name}": value for name, value in asdict(free).items()}
     made |= {f"{name}_sha256": checkpoints.checkpoint_info(getattr(options, name))["sha256"]
              for name in ("start", "teacher")}  # fmt: skip
-    made["seed"] = recipe.seed
+    # The rate and the length of the training that follows may change; what the free epochs share may not.
+    later = ("name", "stages", "cycles", "learning_rate")
+    made |= {f"recipe_{key}": value for key, value in asdict(recipe).items() if key not in later}
+    made["resolution"] = recipe.stages[-1][1]
+    kept_start(options.folder / "options.pt", made, dict)  # before anything is trained by them
     kept = kept_start(options.folder / "shared.pt", made, lambda: freely(options, recipe, free, taught))
     network = checkpoints.load_checkpoint(options.start)
     network.load_state_dict(kept["state"])
@@ -154,6 +158,7 @@ def write(recipe: Recipe, free: Free, network: nn.Module, options: argparse.Name
         "file": path.name, "bytes": report.bytes, "sha256": checkpoints.sha256(path), "start": options.start,
         "start_sha256": info["sha256"], "clusters": options.clusters,
         "free_epochs": free.epochs, "epochs": recipe.epochs, "teacher": options.teacher,
+        "recipe": Path(options.recipe).stem, "free_learning_rate": free.learning_rate,
         "validation_accuracy": result.accuracy, "validation_n": result.n,
     }  # fmt: skip
     enter_compressed(recipe.name, entry, folder)

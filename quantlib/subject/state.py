@@ -77,6 +77,7 @@ def save_state(trainer: "Trainer") -> None:
         "average": trainer.average.model.state_dict(),
         "average_steps": trainer.average.steps, "optimizers": trainer.optimizers.state_dict(),
         "step": trainer.step, "seconds": trainer.seconds, "best": trainer.best,
+        "epoch_loss": trainer.epoch_loss, "epoch_steps": trainer.epoch_steps,
         "hooks": trainer.hooks.state_dict(), "made_on": made_on(trainer.device),
     }  # fmt: skip
     with replace_atomically(trainer.folder / "state.pt") as aside:
@@ -112,5 +113,6 @@ def load_state(trainer: "Trainer") -> None:
     trainer.optimizers.load_state_dict(state["optimizers"])
     trainer.hooks.load_state_dict(state.get("hooks", {}))
     trainer.step, trainer.seconds, trainer.best = state["step"], state["seconds"], state["best"]
+    trainer.epoch_loss, trainer.epoch_steps = state.get("epoch_loss", 0.0), state.get("epoch_steps", 0)
     if trainer.rank == 0:
         trainer.log.cut(trainer.step)

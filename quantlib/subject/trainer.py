@@ -65,6 +65,7 @@ class Trainer:
                 " take more images or a smaller batch_size"
             )
         self.step, self.seconds, self.best, self.stop = 0, 0.0, -1.0, False
+        self.epoch_loss, self.epoch_steps = 0.0, 0  # the sum of the losses of the epoch in hand, and how many
         self.chosen = torch.empty(0, dtype=torch.long)  # places of the last batch among the training images
         folder.mkdir(parents=True, exist_ok=True)
         self.log = TrainingLog(folder / "log.csv")
@@ -107,7 +108,7 @@ class Trainer:
         return loss.detach()
 
     def train_epoch(self) -> float:
-        """Finish the current epoch and return the mean of the losses taken in it."""
+        """Finish the current epoch and return the mean of its losses, those before an interruption too."""
         self.network.train()
         epoch = self.step // self.steps_per_epoch
         remaining = (epoch + 1) * self.steps_per_epoch - self.step
@@ -117,20 +118,24 @@ class Trainer:
             range(1, remaining + 1), f"epoch {epoch + 1}/{self.recipe.epochs}", unit="step"
         ):
             losses.append(self.train_step())
-            if self.step % CHECK_EVERY == 0 or count == remaining:
+            if self.step % CHECK_EVERY == 0 or count == remaining or self.stop:
                 self.check(losses)
+                self.epoch_loss += float(torch.stack(losses).double().sum())
+                self.epoch_steps += len(losses)
+                losses = []
                 self.seconds, started = self.seconds + time.monotonic() - started, time.monotonic()
-                if count < remaining and time.monotonic() - self.saved_at > self.save_seconds:
-                    save_state(self)
-            if self.stop and count < remaining:  # at an epoch's last step it is finished first, see `run`
-                self.check(losses)
+            if count == remaining:  # an epoch's last step is judged and saved first, see `run`
+                break
+            if self.stop or (not losses and time.monotonic() - self.saved_at > self.save_seconds):
                 save_state(self)
+            if self.stop:
                 raise KeyboardInterrupt
-        return float(torch.stack(losses).mean())
+        mean, self.epoch_loss, self.epoch_steps = self.epoch_loss / self.epoch_steps, 0.0, 0
+        return mean
 
     def check(self, losses: list[Tensor]) -> None:
         """Stop at a loss or a weight that is not finite, before anything of it is saved."""
-        finite = torch.isfinite(torch.stack(losses[-CHECK_EVERY:]))
+        finite = torch.isfinite(torch.stack(losses))
         first = [*(~finite).nonzero()[:, 0].tolist(), len(finite) - 1][0]
         # The last update may ruin weights whose loss was finite before it. One answer: a GPU is asked once.
         sound = torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all()

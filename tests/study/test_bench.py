@@ -42,9 +42,28 @@ def test_every_rival_has_its_rows_and_the_machine_is_kept(monkeypatch, capsys, t
     assert measured == {
         "build_seconds": 2, "first_call_seconds": 4, "images_per_second": 4, "latency_ms": 4, "speedup": 4,
     }  # fmt: skip
+    builds = table[table["metric"] == "build_seconds"].set_index("method")["note"]
+    assert builds["mixed"] == "calibration not counted" and pd.isna(builds["fp32"])
     assert (table[table["metric"] == "speedup"].query("method == 'fp32'")["value"] == 1).all()
     origin = json.loads(into.with_suffix(".json").read_text())
     assert origin["machine"]["threads"] >= 1 and "isa" in origin["machine"] and "torch" in origin["versions"]
+
+
+def test_who_fails_in_its_first_call_is_missing_and_a_size_given_twice_is_one(monkeypatch, capsys, tmp_path):
+    def compiled(contest):
+        def run(x):
+            raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nmore")
+
+        return run
+
+    monkeypatch.setitem(rivals.RIVALS, "compiled", compiled)
+    into = tmp_path / "bench.csv"
+    command = ["--batch", "1", "1", "--repeats", "1", "--rivals", "fp32", "compiled", "--into", str(into)]
+    assert bench.main(command) == 0
+    assert "missing: compiled: InvalidCxxCompiler: No working C++" in capsys.readouterr().out
+    table = pd.read_csv(into)
+    assert set(table[table["metric"] != "missing"]["method"]) == {"fp32"}
+    assert len(table[table["metric"] == "speedup"]) == 1
 
 
 def test_speeds_by_hand():

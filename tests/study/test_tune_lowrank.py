@@ -46,12 +46,14 @@ def test_factorized_under_the_budget_tuned_resumed_and_published(tmp_path, monke
     assert "from step 2; state" in capsys.readouterr().out
     assert tune_lowrank.main([*command[:-1], "0.5"]) == 1
     assert "was made with share 0.6" in capsys.readouterr().err
+    assert tune_lowrank.main([*command, "--repair", "3"]) == 1
+    assert "repair 2; give --folder" in capsys.readouterr().err
     _, _, about = published[0]
     assert about["notebook"] == "17"
     tuned = about["network"]
     tuned.load_state_dict(torch.load(folder / "best.pt", weights_only=True))
     assert 0.4 < all_macs(tuned) / all_macs(original) <= 0.6
-    assert "--share 0.6" in about["about"]["origin"]
+    assert "--share 0.6 --images 16 --repair 2" in about["about"]["origin"]
     for name, plan in from_plain(about["about"]["plans"]).items():
         assert len(tuned.get_submodule(name)) == (3 if plan.method == "tucker2" else 2)
 

@@ -41,6 +41,10 @@ def test_what_cannot_be_is_refused(tmp_path, monkeypatch, capsys):
         assert told in capsys.readouterr().err
 
 
+def interrupted(*given):
+    raise KeyboardInterrupt
+
+
 def test_shared_tuned_resumed_and_listed(tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
     original, images = build("resnet20").eval(), data.load("calibration").take(32)
@@ -54,6 +58,15 @@ def test_shared_tuned_resumed_and_listed(tmp_path, monkeypatch, capsys):
     command += ["--threads", "1", "--images", "16", "--validation", "16", "--start", "resnet20"]
     command += ["--megabytes", "0.07", "--clusters", "8", "--free", "1"]
     assert compressed_files(into) == {}
+    with monkeypatch.context() as stopped:  # in its free epochs, before there is any shared.pt
+        stopped.setattr(tune_shared, "freely", interrupted)
+        assert tune_shared.main(command) == 130
+        for other, told in (("clusters", "8"), ("megabytes", "0.07"), ("limit", "None")):
+            assert tune_shared.main([*command, f"--{other}", "4"]) == 1
+            assert f"{other} {told}" in capsys.readouterr().err
+        recipe.write_text(RECIPE.replace("batch_size = 16", "batch_size = 8"))
+        assert tune_shared.main(command) == 1 and "recipe_batch_size 16" in capsys.readouterr().err
+        recipe.write_text(RECIPE)
     assert tune_shared.main(command) == 0
     first = (into / "resnet20_0.07mb.qldc").read_bytes()
     capsys.readouterr()
@@ -65,7 +78,7 @@ def test_shared_tuned_resumed_and_listed(tmp_path, monkeypatch, capsys):
         assert told in capsys.readouterr().err
     entry = compressed_files(into)["resnet20_0.07mb"]
     assert entry["epochs"] == 1 and entry["teacher"] == "resnet20"  # the trained network of the same kind
-    assert entry["free_epochs"] == 1
+    assert entry["free_epochs"] == 1 and entry["free_learning_rate"] == 0.01 and entry["recipe"] == "tiny"
     assert entry["bytes"] == len(first) and 70_000 < len(first) < 80_000
     assert (into / entry["file"]).read_bytes() == first
     network = decompress(into / entry["file"])

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -49,16 +50,17 @@ def test_resumed_run_equals_an_uninterrupted_one(
     trainer = partial(globals()["trainer"], compile_model=compiling)
     whole = trainer(tmp_path / "whole", recipe)
     whole.run()
-    first = trainer(tmp_path / "parts", recipe)
-    first.network.train()
-    first.train_step()
-    first.request_stop()
-    with pytest.raises(KeyboardInterrupt):
-        first.run()
-    assert first.step == 2
+    for step in (1, 2):
+        first = trainer(tmp_path / "parts", recipe)
+        first.request_stop()
+        with pytest.raises(KeyboardInterrupt):
+            first.run()
+        assert first.step == step
     second = trainer(tmp_path / "parts", recipe)
     assert second.step == 2
     second.run()
+    logs = [pd.read_csv(tmp_path / part / "log.csv").drop(columns="seconds") for part in ("whole", "parts")]
+    pd.testing.assert_frame_equal(*logs)  # the mean loss is of all steps of an epoch
     assert torch.equal(weights(whole.model), weights(second.model))
     assert torch.equal(weights(whole.average.model), weights(second.average.model))
     assert (tmp_path / "parts/best.pt").exists()

@@ -59,7 +59,7 @@ def _title(rows: pd.DataFrame) -> str:
     ):
         if {loss, gain} <= set(rows.index):
             drop, speed = rows.at[loss, "value"], rows.at[gain, "value"]
-            change = f"cost {drop:.2f} points" if drop > 0 else f"change accuracy by {-drop:+.2f} points"
+            change = f"cost {drop:.2f} points" if drop > 0 else f"change accuracy by {0 - drop:+.2f} points"
             return f"{what} {change} and run {speed:.1f} times as fast"
     return "What the study has recorded so far"
 

@@ -141,7 +141,7 @@ def accuracy_over_time(structured: pd.DataFrame, speed: pd.DataFrame) -> Figure:
     ax.margins(y=0.15)
     ax.invert_yaxis()
     plots.caption(
-        made, f"retrained; n = {int(lost['n'].max()):,} test images, paired 95 % intervals; batches of "
-        f"{int(speed['batch'].iloc[0])}"
+        made, f"retrained; n = {int(lost['n'].max()):,} test images; up: paired 95 % intervals, across: "
+        f"lowest and highest round, batches of {int(speed['batch'].iloc[0])}"
     )  # fmt: skip
     return made

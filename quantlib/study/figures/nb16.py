@@ -89,5 +89,6 @@ def time_by_arithmetic(speed: pd.DataFrame) -> Figure:
         axis.set_ticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
     ax.set_xlim(1.8, float(rows["fewer_macs"].max()) * 3.2)
     rounds = plots.counted(int(rows["n"].max()), "round")
-    plots.caption(made, f"batch norm folded; dashed: as the arithmetic promises; {rounds}")
+    told = f"dashed: as the arithmetic promises; bars: lowest and highest of {rounds}"
+    plots.caption(made, f"batch norm folded; {told}")
     return made

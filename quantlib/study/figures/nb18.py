@@ -8,6 +8,9 @@ from quantlib.study import plots
 from quantlib.study.figures.registry import figure
 from quantlib.study.palette import BLUE, GREY, ORANGE
 
+ROUNDS = "lowest and highest round"
+"""What the brackets of a ratio are."""
+
 
 @figure("18_ingredients", "18_ingredients")
 def ingredients(table: pd.DataFrame) -> Figure:
@@ -101,7 +104,8 @@ def unfused(table: pd.DataFrame) -> Figure:
         "milliseconds a batch", figsize=(6.8, 2.6),
     )  # fmt: skip
     plots.bars_with_intervals(ax, part, form="{:.0f}")
-    plots.caption(made, f"ONNX Runtime, batch {int(part['batch'].iloc[0])}; median and quartiles")
+    told = f"median and quartiles; in brackets: {ROUNDS}"
+    plots.caption(made, f"ONNX Runtime, batch {int(part['batch'].iloc[0])}; {told}")
     return made
 
 
@@ -127,5 +131,6 @@ def images_per_second(speed: pd.DataFrame) -> Figure:
         lead, name = leads.loc[(rival, sizes[-1])], plots.look(rival).label
         said = f"{lead['value']:.2f} [{lead['low']:.2f}, {lead['high']:.2f}] times the speed of {name}"
         plots.set_title(made, f"Batch {sizes[-1]}: our integers run at {said}")
-    plots.caption(made, f"median and quartiles of {plots.counted(int(table['n'].iloc[0]), 'round')} in turn")
+    rounds = plots.counted(int(table["n"].iloc[0]), "round")
+    plots.caption(made, f"median and quartiles of {rounds} in turn; in brackets: {ROUNDS}")
     return made

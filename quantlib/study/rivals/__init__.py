@@ -110,6 +110,13 @@ class Field:
     seconds: dict[str, float]
     missing: dict[str, str]
 
+    def leave_out(self, name: str, error: Exception) -> None:
+        """List a rival as missing, and say why."""
+        self.networks.pop(name, None)
+        self.seconds.pop(name, None)
+        self.missing[name] = first_line(error)
+        print(f"{name} is not here: {self.missing[name]}")
+
 
 def gather(contest: Contest, names: Iterable[str] = tuple(RIVALS)) -> Field:
     """Make the rivals named; one whose toolkit or kernels are not here is listed with the reason.
@@ -129,8 +136,7 @@ def gather(contest: Contest, names: Iterable[str] = tuple(RIVALS)) -> Field:
             field.networks[name] = RIVALS[name](contest)
             field.seconds[name] = time.perf_counter() - began
         except MISSING as error:
-            field.missing[name] = first_line(error)
-            print(f"{name} is not here: {field.missing[name]}")
+            field.leave_out(name, error)
     return field
 
 

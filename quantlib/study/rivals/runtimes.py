@@ -60,8 +60,8 @@ def _quiet_log() -> Iterator[None]:
 class OnnxRuntimeInt8(OnnxRuntime):
     """ONNX Runtime's own static quantization of the float network: QDQ, min-max, weights per channel.
 
-    Calibrated on one batch `x`; called with a batch, it returns logits as a numpy array. Only its time is of
-    interest: the graph and the grids are its own. Introduced in notebook 08.
+    Calibrated on one batch `x`; called with a batch, it returns logits as a numpy array. The graph and the
+    grids are its own. Introduced in notebook 08.
     """
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
