@@ -24,7 +24,7 @@ help: ## this list
 	@echo "Settings: PROFILE=quick|full  NB=03  ONLY=04  FROM=05  ARGS='-p BITS=5'  PYTHON=python3.12"
 	@echo "          TORCH_INDEX=https://download.pytorch.org/whl/cpu  (PyTorch without CUDA: 0.2 GB to download)"
 
-setup: $(STAMP) ## make .venv and install everything into it (the other targets do this first)
+setup: $(STAMP) ## make .venv and install what the notebooks and tests need (the other targets do this first)
 
 study: $(STAMP) ## run the notebooks and write the report; PROFILE=full for the long one, ONLY=03, FROM=05
 	@$(RUNNER) $(if $(ONLY),--only $(ONLY)) $(if $(FROM),--from $(FROM)) $(ARGS)

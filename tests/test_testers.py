@@ -12,9 +12,9 @@ import pytest
 from nbval.plugin import get_sanitize_patterns
 
 from quantlib.study import anatomy
+from quantlib.study.anatomy import COMPARED
 
 ROOT = Path(__file__).parents[1]
-COMPARED = "nbval-check-output"
 SANITIZER = ROOT / "notebooks" / "nbval_sanitize.cfg"
 
 

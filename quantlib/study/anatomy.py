@@ -24,6 +24,8 @@ MAX_LINES = 25
 """Lines that a code cell may have."""
 CHECKED_CELLS = 4
 """Cells with a check that a notebook needs."""
+COMPARED = "nbval-check-output"
+"""The tag of a cell whose stored output nbval compares with a new one."""
 CHECK = re.compile(r"^\s*(assert\b|(\w+ = )?\w+\.(score|check)\()|\btesting\.assert_", re.MULTILINE)
 """What a check looks like."""
 ABSOLUTE = re.compile(r"(?<![\w.:/~])/(?:home|root|tmp|work|Users|mnt|var|opt|private)/\w|\b[A-Z]:\\\\?\w")
@@ -164,10 +166,12 @@ def closing(course: Course, notebook: Notebook, content: NotebookNode) -> Iterat
 
 
 def checks(content: NotebookNode) -> Iterator[str]:
-    """At least CHECKED_CELLS cells hold an assert, a run.check or a run.score."""
+    """At least CHECKED_CELLS cells hold an assert, a run.check or a run.score; what is by hand is compared."""
     checked = sum(bool(CHECK.search(cell.source)) for cell in code(content))
     if checked < CHECKED_CELLS:
         yield f"{checked} cells are checked (assert, run.check, run.score), fewer than {CHECKED_CELLS}"
+    if not any(COMPARED in cell.metadata.get("tags", []) for cell in code(content)):
+        yield f"no cell has the tag {COMPARED}; give it to those by hand, which print the same everywhere"
 
 
 def agreement(notebook: Notebook, content: NotebookNode) -> Iterator[str]:

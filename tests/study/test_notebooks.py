@@ -118,7 +118,7 @@ def complete(loaded, entry):
     cells = [
         text(anatomy.header(loaded, entry)),
         code("PROFILE = None\nSEED = 0\nDEVICE = None", metadata={"tags": ["parameters"]}),
-        code('run.record("things", rows)'),
+        code('run.record("things", rows)', metadata={"tags": [anatomy.COMPARED]}),
         *(code("run.check('x', True)") for _ in range(3)),
         code("right = run.score('a', 1, 1, 1)"),
         text(
@@ -136,6 +136,7 @@ def complete(loaded, entry):
     (lambda nb: nb.cells[1].update(source="PROFILE = None\nSEED = 0"), "lacks DEVICE"),
     (lambda nb: nb.cells[2].update(source="pass"), "it records \\[\\], but course.toml says"),
     (lambda nb: nb.cells[3].update(source="pass"), "3 cells are checked"),
+    (lambda nb: nb.cells[2].update(metadata={}), "no cell has the tag nbval-check-output"),
     (lambda nb: nb.cells[-1].update(source="## Next"), "no heading says 'by hand'"),
     (lambda nb: nb.cells[-1].update(source="## Next"), "does not link to 02_beta.ipynb"),
 ])  # fmt: skip
