@@ -166,7 +166,7 @@ def closing(course: Course, notebook: Notebook, content: NotebookNode) -> Iterat
 
 
 def checks(content: NotebookNode) -> Iterator[str]:
-    """At least CHECKED_CELLS cells hold an assert, a run.check or a run.score; what is by hand is compared."""
+    """At least CHECKED_CELLS cells hold an assert, run.check or run.score; what is by hand is compared."""
     checked = sum(bool(CHECK.search(cell.source)) for cell in code(content))
     if checked < CHECKED_CELLS:
         yield f"{checked} cells are checked (assert, run.check, run.score), fewer than {CHECKED_CELLS}"

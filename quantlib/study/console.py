@@ -11,9 +11,10 @@ from quantlib.study.process import read_record
 class Progress:
     """doit's reporter: one line when a notebook starts, one when it ends, with the time left."""
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
+    def __init__(self, jobs: Sequence[Job], force: bool = False) -> None:
         self.jobs = {job.notebook.number: job for job in jobs}
-        self.left = {number: expected(job) for number, job in self.jobs.items()}
+        waiting = {number: force or not job.is_done() for number, job in self.jobs.items()}
+        self.left = {number: waiting[number] * expected(job) for number, job in self.jobs.items()}
         self.status: dict[str, str] = {}
         self.broken: list[str] = []
 

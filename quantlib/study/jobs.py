@@ -114,7 +114,8 @@ class Job:
     def is_done(self) -> bool:
         """Whether its last run went well, with the inputs and settings of now."""
         record = read_record(self.record) or {}
-        return record.get("status") == "ok" and self.output.is_file() and record.get("key") == self.key()
+        present = self.output.is_file() and self.course.path(self.notebook).is_file()
+        return record.get("status") == "ok" and present and record.get("key") == self.key()
 
     def run(
         self, notebook: Path | None = None, output: Path | None = None, record: Path | None = None

@@ -80,7 +80,7 @@ def tasks(jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
         yield {
             "basename": job.notebook.number,
             "actions": [(execute, [job])],
-            "uptodate": [job.course.path(job.notebook).is_file() and job.is_done()],
+            "uptodate": [job.is_done],  # asked when its turn comes: those before may have recorded anew
             "verbosity": 2,
         }
 
@@ -181,7 +181,7 @@ def stop_cleanly() -> None:
 def _run_and_report(loaded: Course, jobs: Sequence[Job], options: argparse.Namespace, began: float) -> int:
     stop_cleanly()
     interrupted, code = False, 1
-    progress = Progress(jobs)
+    progress = Progress(jobs, options.force)
     try:
         code = run(jobs, progress, options.force)
     except KeyboardInterrupt:

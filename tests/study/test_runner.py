@@ -13,6 +13,7 @@ import pytest
 
 from quantlib.errors import StudyError
 from quantlib.study import jobs, results, runner
+from quantlib.study.console import Progress
 from quantlib.study.jobs import LIBRARY, Job, parse_parameters, plan
 from quantlib.study.manifest import course
 from quantlib.subject import checkpoints
@@ -224,6 +225,24 @@ def test_recorded_results_that_a_notebook_shows_make_it_run_again(small_course, 
     head = "name,value,low,high,n,unit,source\nx,1,,,0,,01_things\n"
     assert changed_by("headline.csv", head) == both
     assert changed_by("headline.csv", head + "y,2,,,0,,02_things\n") == []  # its own figure
+
+
+def test_what_one_notebook_records_makes_a_later_one_run_too(small_course, notebook, monkeypatch, capsys):
+    monkeypatch.setattr(Job, "inputs", INPUTS)
+    toml, writes = small_course / "course.toml", 'writes = ["02_things"]'
+    toml.write_text(toml.read_text().replace(writes, f'reads = ["results/headline.csv"]\n{writes}'))
+    for verdict in ("holds", "fails"):
+        body = f"from quantlib import study\nstudy.start('01').claim('first', '{verdict}', '')"
+        notebook(small_course / "notebooks/01_alpha.ipynb", body)
+        assert runner.main(["--profile", "full"]) == 0
+        said = capsys.readouterr().out
+        assert "01 Alpha: ok" in said and "02 Beta: ok" in said
+    assert runner.main(["--profile", "full"]) == 0
+    assert capsys.readouterr().out.count("unchanged") == 2
+    notebook(small_course / "notebooks/02_beta.ipynb", "1")
+    both = plan(course(), "full")
+    left, all_of_it = Progress(both).left, Progress(both, force=True).left
+    assert left == {"01": 0, "02": all_of_it["02"]} and min(all_of_it.values()) > 0  # no time for what is skipped
 
 
 def test_a_run_that_was_stopped_or_overtaken_by_an_edit_is_not_taken_for_done(small_course, notebook, capsys):
