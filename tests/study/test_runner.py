@@ -242,7 +242,7 @@ def test_what_one_notebook_records_makes_a_later_one_run_too(small_course, noteb
     notebook(small_course / "notebooks/02_beta.ipynb", "1")
     both = plan(course(), "full")
     left, all_of_it = Progress(both).left, Progress(both, force=True).left
-    assert left == {"01": 0, "02": all_of_it["02"]} and min(all_of_it.values()) > 0  # no time for what is skipped
+    assert left == {"01": 0, "02": all_of_it["02"]} and min(all_of_it.values()) > 0
 
 
 def test_a_run_that_was_stopped_or_overtaken_by_an_edit_is_not_taken_for_done(small_course, notebook, capsys):
