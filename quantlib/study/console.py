@@ -26,7 +26,7 @@ class Progress:
         """Nothing to set up."""
 
     def get_status(self, task: Any) -> None:
-        """Nothing to say while doit compares files."""
+        """Nothing to say while it is found out what is done."""
 
     def execute_task(self, task: Any) -> None:
         """Say that a notebook starts, and how long everything may still take."""

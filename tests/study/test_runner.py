@@ -96,6 +96,7 @@ def test_interrupt_keeps_what_is_finished(small_course, notebook, ending, monkey
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=dict(os.environ, PYTHONPATH=ROOT),
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # these tests may run under nohup
     )
     deadline = time.monotonic() + 120
     while not (small_course / "notebooks/started").exists() and time.monotonic() < deadline:
