@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quantlib.errors import ConfigError, QuantlibError, StudyError
-from quantlib.study import results
+from quantlib.study import origin, results
 from quantlib.study.manifest import find_root
 from quantlib.study.memory import peak_memory
 from quantlib.study.race import fastest_of, first_calls, race
@@ -145,7 +145,7 @@ def bench(sizes: Sequence[int], repeats: int, names: Sequence[str], memory: bool
     sample, _ = next(data.batches(images, 64))
     table = pd.DataFrame(compete(field, sample, sizes, repeats, memory).rows)
     results.write_table(into, table)
-    results.write_atomic(into.with_suffix(".json"), results.to_json(results.provenance("bench")))
+    results.write_atomic(into.with_suffix(".json"), results.to_json(origin.provenance("bench")))
     print(shown(table))
     print(f"kept in {into.name}, and beside it the machine and the versions")
 

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from quantlib.errors import ConfigError
-from quantlib.study import results
+from quantlib.study import origin, results
 from quantlib.subject.command import run_command
 from quantlib.subject.evaluation import wilson
 from quantlib.subject.layout import cache_folder
@@ -79,7 +79,7 @@ def compare(options: argparse.Namespace) -> None:
 
     for rows in run_arms(arms, trainer_for):
         seconds = sum(row["value"] for row in rows if row["metric"] == "seconds")
-        about = results.provenance(profile, device=options.device, seconds=seconds)
+        about = origin.provenance(profile, device=options.device, seconds=seconds)
         results.record(EXPERIMENT, rows, about, profile)
     print(results.frame(rows).pivot(index="method", columns="metric", values="value").round(2))
 

@@ -16,7 +16,7 @@ from typing import Any
 import papermill
 
 from quantlib.errors import StudyError
-from quantlib.study import execute, results
+from quantlib.study import execute, origin, results
 from quantlib.study.execute import Order
 from quantlib.study.manifest import Course, Notebook
 from quantlib.study.process import crashed, read_record, stop, stopped, write_record
@@ -98,7 +98,7 @@ class Job:
         said = {
             "parameters": {name: repr(value) for name, value in self.all_parameters().items()},
             "profile": self.profile, "device": self.device,
-            "versions": results.environment()["versions"],
+            "versions": origin.environment()["versions"],
             "settings": repr(self.course.profile(self.profile, self.notebook)),
         }  # fmt: skip
         digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from quantlib.study import results
+from quantlib.study import origin, results
 from quantlib.study.manifest import Course, Notebook
 from quantlib.study.process import read_record
 from quantlib.study.scoreboard import ledger
@@ -98,7 +98,7 @@ def claims(course: Course, profile: str) -> str:
 
 def environment() -> str:
     """The machine and the library versions."""
-    facts = results.environment()
+    facts = origin.environment()
     rows = [
         [escape(str(key)), escape(str(value))] for group in facts.values() for key, value in group.items()
     ]

@@ -4,10 +4,7 @@ import fcntl
 import json
 import math
 import os
-import subprocess
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,16 +14,10 @@ import pandas as pd
 
 from quantlib.errors import StudyError
 from quantlib.study.manifest import find_root
-from quantlib.subject.benchmark import device_name, machine
 from quantlib.subject.files import write_atomically
 
 HEADLINE_COLUMNS = ("name", "value", "low", "high", "n", "unit", "source")
 """The columns of headline.csv."""
-LIBRARIES = (
-    "quantlib", "torch", "torchvision", "torchao", "onnx", "onnxruntime", "openvino", "nncf", "numpy",
-    "pandas",
-)  # fmt: skip
-"""Packages whose version can change a number."""
 Rows: TypeAlias = pd.DataFrame | Sequence[Mapping[str, Any]]
 """Tidy rows: a data frame or dicts."""
 
@@ -140,47 +131,6 @@ def read_table(path: Path) -> pd.DataFrame:
         raise StudyError(f"{place} is damaged and cannot be read: {error}.") from error
 
 
-def provenance(
-    profile: str,
-    *,
-    device: str = "cpu",
-    seconds: float = 0.0,
-    seed: int = 0,
-    checkpoints: Mapping[str, str] | None = None,
-    data: Mapping[str, str] | None = None,
-    root: Path | None = None,
-) -> dict[str, Any]:
-    """Where a result came from: profile, commit, versions, CPU, instruction set, device, date, inputs."""
-    return {
-        "profile": profile,
-        "seed": seed,
-        "commit": commit(root),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "seconds": round(seconds, 1),
-        "device": device_name(device),
-        **environment(),
-        "checkpoints": dict(checkpoints or {}),
-        "data": dict(data or {}),
-    }
-
-
-def environment() -> dict[str, dict[str, Any]]:
-    """The machine (CPU, instruction set, threads) and the versions of what can change a number."""
-    computer = {key: value for key, value in machine().items() if key != "torch"}
-    return {"machine": computer, "versions": _versions()}
-
-
-def commit(root: Path | None = None) -> str:
-    """The tree's git commit, with "+" when library or notebooks differ from it; "unknown" without git."""
-    base = root or find_root()
-    try:
-        head = _git(base, "rev-parse", "--short=12", "HEAD")
-        changed = _git(base, "status", "--porcelain", "--", "quantlib", "course.toml", "notebooks")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return head + ("+" if changed else "")
-
-
 def upsert(path: Path, entries: pd.DataFrame, key: str) -> pd.DataFrame:
     """Replace the rows of a CSV that have the same key, add the new ones at the end, and write it.
 
@@ -255,24 +205,6 @@ def load_predictions(
 def kept_in(profile: str, base: Path) -> Path:
     """Where results are read from: full ones from results/, wherever this run writes."""
     return base / "results" if profile == "full" else folder(profile, base)
-
-
-def _versions() -> dict[str, str]:
-    """The versions of the libraries that can change a number, those that are installed."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _git(base: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", *arguments], cwd=base, capture_output=True, text=True, check=True, timeout=20
-    )
-    return done.stdout.strip()
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:

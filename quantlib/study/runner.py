@@ -50,7 +50,7 @@ def execute(job: Job) -> TaskFailed | None:
 
 @contextmanager
 def half_made(job: Job) -> Iterator[None]:
-    """Say which recorded results a run has replaced that did not come to its end."""
+    """Say which recorded results a run has replaced that did not come to its end, and how they come back."""
     folder = results.folder(job.profile, job.course.root)
     recorded = folder == job.course.root / "results" and "QUANTLIB_RESULTS" not in job.environment()
     before = _written(folder) if recorded else {}
@@ -59,13 +59,10 @@ def half_made(job: Job) -> Iterator[None]:
     finally:
         if recorded and (read_record(job.record) or {}).get("status") != "ok":
             now = _written(folder)
-            changed = sorted(str(path.relative_to(folder)) for path in now if now[path] != before.get(path))
-            if changed:
-                print(
-                    f"    It had replaced {', '.join(changed)} in results/ before it ended; run it again, or "
-                    "`git checkout results` brings back what was committed.",
-                    flush=True,
-                )
+            replaced = sorted(path for path in before if now.get(path) != before[path])
+            if replaced:
+                names = " ".join(str(path.relative_to(job.course.root)) for path in replaced)
+                print(f"    What was recorded is half replaced: run it again, or `git checkout -- {names}`.")
 
 
 def _written(folder: Path) -> dict[Path, int]:

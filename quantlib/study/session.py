@@ -211,7 +211,7 @@ class Session(Judging):
     def provenance(self) -> dict[str, Any]:
         """Where the numbers of this session come from."""
         seconds = time.monotonic() - self._began
-        return results.provenance(
+        return origin.provenance(
             self.profile, device=self.device, seconds=seconds, seed=self.seed,
             checkpoints=self._checkpoints, data=self._data, root=self.course.root,
         )  # fmt: skip

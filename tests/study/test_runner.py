@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from quantlib.errors import StudyError
-from quantlib.study import jobs, results, runner
+from quantlib.study import jobs, origin, results, runner
 from quantlib.study.console import Progress
 from quantlib.study.jobs import LIBRARY, Job, parse_parameters, plan
 from quantlib.study.manifest import course
@@ -198,7 +198,7 @@ def test_what_decides_a_run_is_compared(small_course, monkeypatch):
     found.append(key("quick", ["01"]))
     (small_course / "library" / "code.py").write_text("x = 2")
     found.append(key("quick", ["01"]))
-    monkeypatch.setattr(results, "LIBRARIES", ("torch",))  # as if the others were not installed
+    monkeypatch.setattr(origin, "LIBRARIES", ("torch",))  # as if the others were not installed
     found.append(key("quick", ["01"]))
     assert len(set(found)) == 7 and key("quick", ["01"]) == found[-1]
 
@@ -263,14 +263,15 @@ def test_a_run_that_was_stopped_or_overtaken_by_an_edit_is_not_taken_for_done(sm
 def test_a_full_run_that_fails_says_what_it_has_replaced(small_course, notebook, capsys):
     recorded = small_course / "results"
     recorded.mkdir()
-    (recorded / "02_things.csv").write_text("kept")
+    for name in ("01", "02"):
+        (recorded / f"{name}_things.csv").write_text("kept")
     body = "open('../results/01_things.csv', 'w').write('half')", "assert 1 == 2"
     notebook(small_course / "notebooks/01_alpha.ipynb", *body)
     assert runner.main(["--only", "01", "--profile", "full"]) == 1
     said = capsys.readouterr().out
-    assert "It had replaced 01_things.csv in results/" in said and "git checkout results" in said
+    assert "What was recorded is half replaced" in said and "`git checkout -- results/01_things.csv`" in said
     assert runner.main(["--only", "01"]) == 1  # at quick size nothing goes in there
-    assert "replaced" not in capsys.readouterr().out
+    assert "git checkout" not in capsys.readouterr().out
 
 
 def test_folders_are_the_kernels_too_and_a_scheduler_changes_no_result(small_course, monkeypatch, notebook):

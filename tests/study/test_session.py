@@ -15,7 +15,7 @@ import torch
 
 from quantlib import study
 from quantlib.errors import QuantlibError, StudyError
-from quantlib.study import results
+from quantlib.study import origin, results
 from quantlib.subject import data
 from quantlib.subject.evaluation import Evaluation, compare
 
@@ -249,17 +249,17 @@ def test_the_commit_says_whether_the_library_differs_from_it(tmp_path):
         subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
 
     git("init")
-    assert results.commit(tmp_path) == "unknown"  # nothing is committed yet
+    assert origin.commit(tmp_path) == "unknown"  # nothing is committed yet
     module = tmp_path / "quantlib" / "module.py"
     results.write_atomic(module, b"x = 1")
     git("add", ".")
     git("commit", "-m", "first")
-    head = results.commit(tmp_path)
+    head = origin.commit(tmp_path)
     assert re.fullmatch("[0-9a-f]{12}", head)
     (tmp_path / "notes.md").write_text("x")
-    assert results.commit(tmp_path) == head  # not the library's
+    assert origin.commit(tmp_path) == head  # not the library's
     module.write_text("x = 2")
-    assert results.commit(tmp_path) == head + "+"
+    assert origin.commit(tmp_path) == head + "+"
     module.write_text("x = 1")
     (tmp_path / "course.toml").write_text("")
-    assert results.commit(tmp_path) == head + "+"  # it decides settings, and is not committed
+    assert origin.commit(tmp_path) == head + "+"  # it decides settings, and is not committed
