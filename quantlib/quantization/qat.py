@@ -141,8 +141,8 @@ def make_trainable(model: nn.Module, weight_bits: int, activation_bits: int, end
     """A copy of a float network whose convolutions and linear layers train on learned grids.
 
     Weights: symmetric, one scale per output channel; inputs of layers: one grid per tensor, shared by the
-    layers that read it. The first and the last layer have `ends_bits`, as is the field's custom; residual
-    adds stay in float32 (what `convert(kind="mixed")` runs). Parameters start from the model's; call
+    layers that read it. The first and the last layer and what they read have `ends_bits`, as is the field's
+    custom; residual adds stay in float32 (what `convert(kind="mixed")` runs). Parameters start from the model's; call
     `start_grids` next. Raises ConfigError for bits outside 2..8 or a model without such layers.
     Introduced in notebook 15.
     """
@@ -153,11 +153,12 @@ def make_trainable(model: nn.Module, weight_bits: int, activation_bits: int, end
             " its fused graph."
         )
     model, names = copy.deepcopy(model), list(reads)
+    wide = {reads[names[0]], reads[names[-1]]}  # another layer may read the same tensor, and comes first
     grids: dict[str, LearnedGrid] = {}
     for name in names:
         ends = name in (names[0], names[-1])
         layer = cast(Trainable, model.get_submodule(name))
-        bits = ends_bits if ends else activation_bits
+        bits = ends_bits if reads[name] in wide else activation_bits
         grid = grids.setdefault(reads[name], LearnedGrid(bits, signed=name == names[0]))
         layer.__class__ = TRAINABLE[type(layer)]  # type: ignore[assignment]
         layer.weight_grid = LearnedGrid(ends_bits if ends else weight_bits, True, layer.weight.shape[0])
@@ -176,8 +177,7 @@ def start_grids(model: nn.Module, images: Tensor) -> nn.Module:
 
     images: (n, 3, h, w), from the training set. The model is put into eval mode for the pass, and each grid
     starts on what the low-bit layers before it make; one that was started before starts anew. Returns the
-    model. Raises ConfigError where values
-    below zero meet an unsigned grid. Introduced in notebook 15.
+    model. Raises ConfigError where values below zero meet an unsigned grid. Introduced in notebook 15.
     """
     handles = []
 

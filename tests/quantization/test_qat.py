@@ -73,6 +73,25 @@ def test_a_network_gets_shared_inputs_and_wide_ends():
         make_trainable(nn.Sequential(nn.ReLU()), 4, 4)
 
 
+class TwoHeads(nn.Module):
+    """The last layer reads what another one reads before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.side, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = torch.relu(self.conv(x))
+        return self.side(x) + self.last(x)
+
+
+def test_what_the_last_layer_reads_is_wide_though_another_reads_it_first():
+    layers = trainable_layers(make_trainable(TwoHeads(), 4, 3))
+    assert layers["side"].input_grid is layers["last"].input_grid
+    assert [layer.input_grid.bits for layer in layers.values()] == [8, 8, 8]
+    assert {name: layer.weight_grid.bits for name, layer in layers.items()}["side"] == 4
+
+
 def test_grids_start_and_the_plain_copy_computes_the_same():
     torch.manual_seed(0)
     images = torch.randn(4, 3, 16, 16)
