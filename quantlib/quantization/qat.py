@@ -153,7 +153,7 @@ def make_trainable(model: nn.Module, weight_bits: int, activation_bits: int, end
             " its fused graph."
         )
     model, names = copy.deepcopy(model), list(reads)
-    wide = {reads[names[0]], reads[names[-1]]}  # another layer may read the same tensor, and comes first
+    wide = {reads[names[0]], reads[names[-1]]}  # by other layers too, which may come before
     grids: dict[str, LearnedGrid] = {}
     for name in names:
         ends = name in (names[0], names[-1])
