@@ -142,8 +142,8 @@ def make_trainable(model: nn.Module, weight_bits: int, activation_bits: int, end
 
     Weights: symmetric, one scale per output channel; inputs of layers: one grid per tensor, shared by the
     layers that read it. The first and the last layer and what they read have `ends_bits`, as is the field's
-    custom; residual adds stay in float32 (what `convert(kind="mixed")` runs). Parameters start from the model's; call
-    `start_grids` next. Raises ConfigError for bits outside 2..8 or a model without such layers.
+    custom; residual adds stay in float32 (what `convert(kind="mixed")` runs). Parameters start from the
+    model's; call `start_grids` next. Raises ConfigError for bits outside 2..8 or a model without such layers.
     Introduced in notebook 15.
     """
     reads = inputs_of_layers(model)
