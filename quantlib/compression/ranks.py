@@ -10,7 +10,14 @@ import numpy as np
 from torch import Tensor, nn
 
 from quantlib.compression.costs import convolution_macs
-from quantlib.compression.factorized import Plan, can_be_factorized, factor_shapes, factorized, skeleton
+from quantlib.compression.factorized import (
+    LARGEST,
+    Plan,
+    can_be_factorized,
+    factor_shapes,
+    factorized,
+    skeleton,
+)
 from quantlib.compression.lowrank import (
     METHODS,
     channel_matrix,
@@ -97,11 +104,11 @@ def list_choices(
 
 def rungs(conv: nn.Conv2d, method: str, step: int = 8) -> list[Plan]:
     """Every plan of a method whose rank is a multiple of `step`, both ranks in proportion for tucker2."""
-    out, inputs, height, width = conv.weight.shape
+    out, inputs = conv.weight.shape[:2]
     larger = max(out, inputs)
-    tops = {"channel": min(out, inputs * height * width), "spatial": min(inputs * height, out * width)}
+    top = larger if method == "tucker2" else LARGEST[method](conv.weight.to("meta"))[0]
     found = []
-    for rung in range(step, tops.get(method, larger) + 1, step):
+    for rung in range(step, top + 1, step):
         pair = tuple(
             min(side, max(step, round(rung * side / larger / step) * step)) for side in (out, inputs)
         )
