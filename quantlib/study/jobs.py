@@ -98,7 +98,7 @@ class Job:
         said = {
             "parameters": {name: repr(value) for name, value in self.all_parameters().items()},
             "profile": self.profile, "device": self.device,
-            "versions": origin.environment()["versions"],
+            "versions": origin.versions(),
             "settings": repr(self.course.profile(self.profile, self.notebook)),
         }  # fmt: skip
         digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())

@@ -47,7 +47,7 @@ def provenance(
 def environment() -> dict[str, dict[str, Any]]:
     """The machine (CPU, instruction set, threads) and the versions of what can change a number."""
     computer = {key: value for key, value in machine().items() if key != "torch"}
-    return {"machine": computer, "versions": _versions()}
+    return {"machine": computer, "versions": versions()}
 
 
 def commit(root: Path | None = None) -> str:
@@ -61,7 +61,7 @@ def commit(root: Path | None = None) -> str:
     return head + ("+" if changed else "")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """The versions of the libraries that can change a number, those that are installed."""
     found = {}
     for name in LIBRARIES:

@@ -51,8 +51,8 @@ def execute(job: Job) -> TaskFailed | None:
 @contextmanager
 def half_made(job: Job) -> Iterator[None]:
     """Say which recorded results a run has replaced that did not come to its end, and how they come back."""
-    folder = results.folder(job.profile, job.course.root)
-    recorded = folder == job.course.root / "results" and "QUANTLIB_RESULTS" not in job.environment()
+    folder = job.course.root / "results"
+    recorded = job.profile == "full" and "QUANTLIB_RESULTS" not in job.environment()
     before = _written(folder) if recorded else {}
     try:
         yield
@@ -169,9 +169,8 @@ def stop_cleanly() -> None:
     A run started in the background of a script inherits an ignored SIGINT; one under nohup an ignored SIGHUP,
     which is meant so.
     """
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
 
 
@@ -208,8 +207,9 @@ def _record_time(loaded: Course, plain: bool, seconds: float, status: Mapping[st
         return
     times = {"study_quick_seconds": (round(seconds), len(status), "make study")}
     clock = loaded.root / "build" / "test_seconds"  # left there by `make test`
-    if clock.is_file() and clock.read_text().strip().isdigit():
-        times["test_seconds"] = (int(clock.read_text()), 0, "make test")
+    seconds_of_tests = clock.read_text().strip() if clock.is_file() else ""
+    if seconds_of_tests.isdigit():
+        times["test_seconds"] = (int(seconds_of_tests), 0, "make test")
     for name, (value, n, source) in times.items():
         results.headline(name, value, math.nan, math.nan, n, "s", source, "full", loaded.root)
 

@@ -24,6 +24,7 @@ from quantlib.compression.ranks import convolutions, list_choices
 from quantlib.compression.repair import REPAIR_IMAGES, kept_start, repaired
 from quantlib.compression.windows import logit_influence, second_moments
 from quantlib.subject import data
+from quantlib.subject.campaign import mark_start
 from quantlib.subject.checkpoints import checkpoint_info, load_checkpoint
 from quantlib.subject.command import run_command
 from quantlib.subject.data import Images, batches
@@ -65,7 +66,8 @@ def started(recipe: Recipe, options: argparse.Namespace) -> tuple[nn.Module, dic
         "share": options.share, "images": options.images, "seed": recipe.seed,
         "start": recipe.start, "start_sha256": checkpoint_info(recipe.start)["sha256"],
     }  # fmt: skip
-    kept_start(folder / "options.pt", {**made, "repair": options.repair}, dict)
+    mark = folder / "options.json"
+    mark_start(mark, {**made, "repair": options.repair}, mark)
     kept = kept_start(folder / "start.pt", made, make)
     plans = from_plain(kept["plans"])
     network = skeleton_of(model, plans)

@@ -30,6 +30,7 @@ from quantlib.compression.resharing import Resharing, settled
 from quantlib.compression.sharing import Shared
 from quantlib.errors import ConfigError
 from quantlib.subject import checkpoints, data
+from quantlib.subject.campaign import mark_start
 from quantlib.subject.command import run_command
 from quantlib.subject.data import batches
 from quantlib.subject.evaluation import evaluate
@@ -121,7 +122,8 @@ def shared_network(options: argparse.Namespace, recipe: Recipe, free: Free, taug
     later = ("name", "stages", "cycles", "learning_rate")
     made |= {f"recipe_{key}": value for key, value in asdict(recipe).items() if key not in later}
     made["resolution"] = recipe.stages[-1][1]
-    kept_start(options.folder / "options.pt", made, dict)  # before anything is trained by them
+    mark = options.folder / "options.json"
+    mark_start(mark, made, mark)  # before anything is trained by them
     kept = kept_start(options.folder / "shared.pt", made, lambda: freely(options, recipe, free, taught))
     network = checkpoints.load_checkpoint(options.start)
     network.load_state_dict(kept["state"])

@@ -68,17 +68,23 @@ def draw(name: str, live: Mapping[str, pd.DataFrame] | None = None, root: Path |
     """
     found = get(name)
     base = root or find_root()
-    quick = not all(results.is_recorded(experiment, base) for experiment in found.reads)
-    if quick:
+    frames = _recorded(found, base)
+    quick = frames is None
+    if frames is None:
         frames = [_live(experiment, live or {}, base) for experiment in found.reads]
-    else:
-        frames = [results.load(experiment, "full", base) for experiment in found.reads]
     with plots.style():
         drawn = found.drawing(*frames)
     if quick:
         own = drawn.get_supxlabel()
         plots.caption(drawn, f"{own}; quick run" if own else "quick run: the full one is not recorded yet")
     return drawn
+
+
+def _recorded(found: CourseFigure, base: Path) -> list[pd.DataFrame] | None:
+    """The full results that a figure is drawn from; None while one of them is not recorded."""
+    if all(results.is_recorded(experiment, base) for experiment in found.reads):
+        return [results.load(experiment, "full", base) for experiment in found.reads]
+    return None
 
 
 def _live(experiment: str, live: Mapping[str, pd.DataFrame], base: Path) -> pd.DataFrame:
@@ -91,10 +97,10 @@ def redraw(root: Path | None = None, into: Path | None = None) -> tuple[list[str
     base = root or find_root()
     drawn, missing = [], []
     for name, found in sorted(load_all().items()):
-        if not all(results.is_recorded(experiment, base) for experiment in found.reads):
+        frames = _recorded(found, base)
+        if frames is None:
             missing.append(name)
             continue
-        frames = [results.load(experiment, "full", base) for experiment in found.reads]
         with plots.style():
             plots.save(found.drawing(*frames), (into or base / "figures") / f"{name}.png")
         drawn.append(name)
