@@ -27,8 +27,9 @@ from quantlib.quantization.reconstruction import (
 )
 from quantlib.quantization.workflow import Prepared, convert, prepare
 from quantlib.study import ptq
+from quantlib.study.digests import code_digest
 from quantlib.study.ptq import split_images
-from quantlib.study.sweep import Setting, code_digest
+from quantlib.study.sweep import Setting
 from quantlib.subject.allocator import keep_freed_memory
 from quantlib.subject.benchmark import bfloat16_is_fast
 from quantlib.subject.data import Images, batches

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import os
 import threading
-import tokenize
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import quantlib
 from quantlib.errors import ConfigError, StudyError
 from quantlib.optional import optional
 from quantlib.progress import progress
+from quantlib.study.digests import EVALUATING, code_digest, own_code_digest
 from quantlib.study.session import Session
 
 Setting = Mapping[str, Any]
@@ -41,8 +38,8 @@ class Journal:
         self.path, self.context = Path(path), dict(context or {})
 
     @classmethod
-    def of(cls, run: Session, name: str, **context: Any) -> Journal:
-        """The journal of a notebook's sweep; models, images, versions and code are its context.
+    def of(cls, run: Session, name: str, rooms: Sequence[str] = EVALUATING, **context: Any) -> Journal:
+        """The journal of a notebook's sweep; models, images, versions and code of `rooms` are its context.
 
         A full sweep takes hours, perhaps on more than one machine: its journal lies in results/unfinished,
         where git takes it along. Others, and those of a run with changed parameters, are in build/sweeps.
@@ -52,7 +49,7 @@ class Journal:
         official = run.profile == "full" and not os.environ.get("QUANTLIB_RESULTS")
         kept = "results/unfinished" if official else f"build/sweeps/{run.profile}"
         path = run.course.root / kept / f"{run.number}_{name}.jsonl"
-        return cls(path, {**fixed, "code": code_digest(), **context})
+        return cls(path, {**fixed, "code": code_digest(rooms), **context})
 
     def key(self, setting: Setting) -> str:
         """What a setting is known by: a digest of it and of the context."""
@@ -88,7 +85,11 @@ class Journal:
             os.fsync(file.fileno())
 
     def once(self, setting: Setting, make: Callable[[], Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-        """The rows of a setting: those that were kept; else what `make` gives, which is kept at once."""
+        """The rows of a setting: those that were kept; else what `make` gives, which is kept at once.
+
+        Rows that other code of the notebook's own cells made do not count: no room has that code.
+        """
+        setting = {**setting, "own_code": own_code_digest(make)}
         if self.key(setting) not in self.finished():
             self.keep(setting, {"rows": [dict(row) for row in make()]})
         rows: list[dict[str, Any]] = self.finished()[self.key(setting)]["rows"]
@@ -189,40 +190,3 @@ def _failed(setting: Setting, error: Exception) -> StudyError:
         f"The setting {dict(setting)} failed ({type(error).__name__}: {error}); what was finished is kept, "
         "and the same call goes on from there."
     )
-
-
-EVALUATING = ("quantization", "subject", "study/ptq.py", "study/rescue.py")
-"""The code that an evaluation of a sweep runs."""
-
-
-def code_digest(rooms: Sequence[str] = EVALUATING) -> str:
-    """A digest of the library's own code, so that results of other code are not taken for finished.
-
-    rooms: folders of the library, or modules of it. Comments, docstrings and empty lines do not count: a
-    clearer sentence must not cost hours of work. The same under every version of Python. ConfigError for what
-    is not there. Introduced in notebook 09.
-    """
-    folder, digest = Path(quantlib.__file__).parent, hashlib.sha256()
-    for room in rooms:
-        paths = [folder / room] if room.endswith(".py") else sorted((folder / room).rglob("*.py"))
-        paths = [path for path in paths if path.is_file()]
-        if not paths:
-            raise ConfigError(f"quantlib has no room {room!r} whose code could be asked.")
-        for path in paths:
-            digest.update(f"{path.relative_to(folder)}\n{_only_code(path.read_text())}".encode())
-    return digest.hexdigest()[:16]
-
-
-def _only_code(source: str) -> str:
-    """The lines of a module without comments, and without statements that are a string and nothing else."""
-    lines = source.splitlines()
-    for token in tokenize.generate_tokens(StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    for node in ast.walk(ast.parse(source)):
-        value = node.value if isinstance(node, ast.Expr) else None
-        if isinstance(value, ast.Constant) and isinstance(value.value, str):
-            last = value.end_lineno or value.lineno
-            lines[value.lineno - 1 : last] = [""] * (last - value.lineno + 1)
-    return "\n".join(line.rstrip() for line in lines if line.strip())

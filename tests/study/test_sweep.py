@@ -16,7 +16,8 @@ import torch
 from quantlib.errors import ConfigError, StudyError
 from quantlib.study import session
 from quantlib.study import sweep as module
-from quantlib.study.sweep import EVALUATING, Journal, code_digest, sweep
+from quantlib.study.digests import EVALUATING, code_digest
+from quantlib.study.sweep import Journal, sweep
 
 NO_DASK = "Dask is not installed; `pip install -e '.[cluster]'` adds it"
 SETTINGS = [{"bits": bits, "kind": kind} for bits in (8, 4, 2) for kind in ("a", "b")]
@@ -128,30 +129,6 @@ def test_another_context_is_another_sweep(tmp_path):
     assert len({code_digest(part) for part in parts}) == 4 and code_digest() == code_digest(parts[-1])
 
 
-def test_only_other_code_makes_finished_work_another_sweep(tmp_path, monkeypatch):
-    """A comment or a docstring may change while a sweep of hours is under way; a digit may not."""
-    room = tmp_path / "quantlib" / "subject"
-    room.mkdir(parents=True)
-    monkeypatch.setattr("quantlib.__file__", str(tmp_path / "quantlib" / "__init__.py"))
-
-    def digest(text):
-        (room / "module.py").write_text(text)
-        return code_digest(("subject",))
-
-    plain = digest("def step():\n    return 'half'\n")
-    assert (
-        digest('"""A module."""\n# why\ndef step():  # so\n    """One\n    step."""\n\n    return \'half\'\n')
-        == plain
-    )
-    assert digest("def step():\n    return 'whole'\n") != plain
-    assert digest("def step():\n    return '# half'\n") != plain  # no comment
-    with pytest.raises(ConfigError, match="no room 'cellar'"):
-        code_digest(("cellar",))
-    (room / "module.py").write_text("def step():\n    return 'half'\n")
-    (room / "module.py").rename(room / "other.py")
-    assert code_digest(("subject",)) != plain
-
-
 def test_what_is_no_plain_data_is_refused(tmp_path):
     for setting in ({"model": object()}, {"x": float("nan")}):
         with pytest.raises(ConfigError, match="A setting holds text, numbers"):
@@ -175,6 +152,13 @@ def test_rows_are_made_once_and_are_the_same_after_a_restart(tmp_path):
     (again,) = Journal(tmp_path / "rows.jsonl").once({"ratio": 10}, make)
     assert len(made) == 1 and repr(first) == repr(again) and first["pair"] == [1, 2]
     assert Journal(tmp_path / "rows.jsonl").once({"ratio": 20}, list) == []
+
+
+def test_rows_of_other_code_are_made_anew(tmp_path):
+    """The functions of a notebook's cells are in no room of the library."""
+    journal = Journal(tmp_path / "rows.jsonl")
+    assert journal.once({"ratio": 10}, lambda: [{"value": 1}]) == [{"value": 1}]
+    assert journal.once({"ratio": 10}, lambda: [{"value": 2}]) == [{"value": 2}]
 
 
 def environment():
