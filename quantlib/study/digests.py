@@ -14,7 +14,7 @@ from typing import Any
 import quantlib
 from quantlib.errors import ConfigError
 
-EVALUATING = ("quantization", "subject", "study/ptq.py", "study/rescue.py")
+EVALUATING = ("quantization", "subject", "study/ptq.py", "study/rescue.py", "study/rescue_methods.py")
 """The code that an evaluation of a sweep runs."""
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from quantlib.study import plots, results
 from quantlib.study.figures import nb10
-from quantlib.study.rescue import METHODS, TARGETS, columns_of, rescue_setting
+from quantlib.study.rescue_methods import METHODS, TARGETS, columns_of, rescue_setting
 from tests.study.titles import title
 
 

@@ -13,7 +13,8 @@ from quantlib.quantization.sensitivity import layer_sensitivity
 from quantlib.quantization.workflow import calibrate, convert, prepare
 from quantlib.study import ptq, rescue
 from quantlib.study.mixed_precision import allocation, divergences, label_free_costs, ranks, spend
-from quantlib.study.rescue import METHODS, TARGETS, Rescue, columns_of, rescue_setting
+from quantlib.study.rescue import Rescue
+from quantlib.study.rescue_methods import METHODS, TARGETS, columns_of, rescue_setting
 from quantlib.subject import data
 from quantlib.subject.data import batches
 from quantlib.subject.evaluation import evaluate
@@ -66,17 +67,23 @@ def test_learned_units_are_found_again(tiny, tmp_path):
     chosen = rescue_setting(rescue="qdrop_all", iterations=2)
     first, again = JOB(chosen), JOB(chosen)
     assert first["units"] == again["units"] and first["test"] == again["test"]  # seconds and all
-    folders = list((tmp_path / "quantlib" / "rescue").iterdir())
-    assert [folder.name for folder in folders] == [JOB.digest(chosen)]
-    others = [
-        JOB.digest({**chosen, "iterations": 3}), JOB.digest({**chosen, "draw": 1}),
-        Rescue("slice", 11, 20, ratios=5, batch_size=6).digest(chosen),
-    ]  # fmt: skip
+    kept = list((tmp_path / "quantlib" / "rescue").glob("*/*"))
+    assert kept == [JOB.folder / JOB.digest(chosen)]
+    others = [JOB.digest({**chosen, **column}) for column in ({"iterations": 3}, {"draw": 1})]
+    assert len({JOB.digest(chosen), *others}) == 3
+    JOB.forget()
+    assert not kept[0].exists()
+    JOB.forget()  # nothing is there
+
+
+def test_units_of_other_images_weights_or_code_are_others(tiny, monkeypatch):
+    found = [JOB.folder, Rescue("slice", 11, 20, ratios=5, batch_size=6).folder]
     with torch.no_grad():
         tiny.conv1.weight.add_(1)
     rescue._network.cache_clear()
-    others.append(JOB.digest(chosen))
-    assert len({JOB.digest(chosen), *others, folders[0].name}) == 5
+    found.append(JOB.folder)
+    monkeypatch.setattr(rescue, "code_digest", lambda rooms: "other")
+    assert len({*found, JOB.folder}) == 4
 
 
 def test_targets_and_columns(tiny):
