@@ -44,14 +44,14 @@ def peak_memory(names: Iterable[str], batch: int = 64, network: str = "resnet50"
 
 
 def peak_of(name: str, batch: int, network: str = "resnet50") -> float:
-    """Megabytes that this process reaches at most while the rival computes two batches."""
+    """Megabytes that this process reaches at most while the rival computes a batch, not its first one."""
     images = data.load("calibration").take(32)
     contest = Contest(load_checkpoint(network), images)
     run, x = RIVALS[name](contest), contest.shown[:1].repeat(batch, 1, 1, 1)
     del contest
-    forget()
     with torch.no_grad():
-        run(x)
+        run(x)  # some engines only now make what they compute with, others have made it
+        forget()
         run(x)
     return megabytes("VmHWM")
 
