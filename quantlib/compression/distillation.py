@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quantlib.errors import ConfigError
+from quantlib.subject.augment import mixed
 from quantlib.subject.data import Images, batches
 from quantlib.subject.evaluation import usual_batch
 from quantlib.subject.hooks import Hooks
@@ -83,13 +85,23 @@ class Distillation(Hooks):
 class Taught(Hooks):
     """A training run whose teacher looks at what the student sees: the same crops, at the price of its pass.
 
-    teacher: in eval mode from now on, on the trainer's device; the loss is `distillation_loss`. Source: Beyer
-    et al. 2022, who call it consistent teaching. Introduced in notebook 15.
+    teacher: in eval mode from now on, on the trainer's device; the loss is `distillation_loss`. mix: both see
+    `mixed` images, this is its alpha; no label is right for them, so weight is 1; 0 mixes none. Source: Beyer
+    et al. 2022, who call it consistent teaching, and mix. Introduced in notebook 15.
     """
 
-    def __init__(self, teacher: nn.Module, temperature: float = 1.0, weight: float = 0.5) -> None:
+    def __init__(
+        self, teacher: nn.Module, temperature: float = 1.0, weight: float = 0.5, mix: float = 0.0
+    ) -> None:
+        if mix < 0 or (mix and weight != 1):
+            raise ConfigError("mix is 0, or above it with weight=1: mixed images have no label to learn.")
         self.teacher = teacher.eval().requires_grad_(False)
-        self.temperature, self.weight = temperature, weight
+        self.temperature, self.weight, self.mix = temperature, weight, mix
+
+    def images(self, trainer: Trainer, images: Tensor) -> Tensor:
+        """The batch as it is, or mixed."""
+        draws = np.random.default_rng([trainer.recipe.seed, trainer.step, trainer.rank])
+        return mixed(images, self.mix, draws) if self.mix else images
 
     def loss(self, trainer: Trainer, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """The loss of one batch; the teacher computes in the precision of the training."""

@@ -91,11 +91,12 @@ class Resharing(Hooks):
         size: entropy of all indices, 10^6 bytes
 
     `network` is the copy of `model` that a trainer must be given. importances: of every convolution and
-    linear layer, as `importance` finds them. `goal`: hooks whose loss is trained for. Averaged weights get
-    codebooks of their own before they are judged. Those are nearly what `settled` makes of them: weights
-    gather at the edges, and a price that is a percent off moves some to the other side, so train the shared
-    values after it. Raises ConfigError for layers that are missing, and as `price_of_size` does. Sources:
-    Chou et al. 1989 for the price, Bengio et al. 2013 for the gradient. Introduced in notebook 14.
+    linear layer, as `importance` finds them. `goal`: hooks whose images and loss it trains with. Averaged
+    weights get codebooks of their own before they are judged. Those are nearly what `settled` makes of
+    them: weights gather at the edges, and a price that is a percent off moves some to the other side, so
+    train the shared values after it. Raises ConfigError for layers that are missing, and as `price_of_size`
+    does. Sources: Chou et al. 1989 for the price, Bengio et al. 2013 for the gradient. Introduced in
+    notebook 14.
     """
 
     def __init__(
@@ -125,6 +126,10 @@ class Resharing(Hooks):
             free.hold(*edges_of(torch.from_numpy(found.codebook), torch.from_numpy(found.members), price))
             bits += entropy_bits(found.members)
         return bits / 8e6
+
+    def images(self, trainer: Trainer, images: Tensor) -> Tensor:
+        """What the goal shows of a batch."""
+        return self.goal.images(trainer, images)
 
     def loss(self, trainer: Trainer, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """The goal's loss of one batch."""

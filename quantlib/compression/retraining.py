@@ -41,7 +41,8 @@ class Pruning:
     """The [pruning] table of a recipe: how sparse, in which way, and how often the masks are made anew.
 
     kind, final, initial, rounds, until: see Schedule; scope: see magnitude_masks; every: steps between two
-    looks at a gradual schedule; teacher: the checkpoint that is half of the loss, "" for labels alone.
+    looks at a gradual schedule; teacher: the checkpoint that is half of the loss, "" for labels alone; mix:
+    as `Taught` has it, and then the teacher is all of the loss; 0 for images as they are.
     repair: steps that each block learns from the teacher's (or the start's) block before the training
     begins, 0 for none, on `repair_images` training images; for kind "one_shot". Introduced in notebook 11.
     """
@@ -54,6 +55,7 @@ class Pruning:
     scope: str = "global"
     every: int = 50
     teacher: str = ""
+    mix: float = 0.0
     repair: int = 0
     repair_images: int = REPAIR_IMAGES
 
@@ -62,6 +64,8 @@ class Pruning:
             raise ConfigError(
                 'repair is for kind = "one_shot": later cuts would undo what the blocks learned.'
             )
+        if self.mix < 0 or (self.mix and not self.teacher):
+            raise ConfigError("mix is 0, or above it with a teacher, who alone can answer mixed images.")
         if self.every < 1:
             raise ConfigError(f"every is the number of steps between two cuts, 1 or more; not {self.every}.")
 
@@ -77,7 +81,8 @@ class MaskedRetraining(Hooks):
     Before a step the gradients of dropped weights are set to zero, so that no momentum gathers behind the
     masks and Muon does not see them; after the step the weights are. The averaged weights follow, and the
     best epoch is looked for anew whenever the network gets sparser. `masks` without `pruning`: these, for
-    good. `goal`: hooks whose loss is trained for; until it is set, the recipe's. Introduced in notebook 11.
+    good. `goal`: hooks whose images and loss it trains with; until it is set, the recipe's.
+    Introduced in notebook 11.
     """
 
     def __init__(self, pruning: Pruning | None = None, masks: Masks | None = None) -> None:
@@ -95,6 +100,10 @@ class MaskedRetraining(Hooks):
         if trainer.step == 0 or not self.masks:  # a snapshot brings weights, zeros and all, but no masks
             self._hold(trainer)
             self._cut(trainer)
+
+    def images(self, trainer: Trainer, images: Tensor) -> Tensor:
+        """What the goal shows of a batch."""
+        return self.goal.images(trainer, images)
 
     def loss(self, trainer: Trainer, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """The goal's loss of one batch."""
@@ -227,7 +236,8 @@ def run(options: argparse.Namespace) -> None:
     network = repaired_start(recipe, pruning, options) if pruning.repair else None
     trainer = training.trainer_of(options, recipe, hooks, network)
     if pruning.teacher:  # on this process's own device, which the trainer knows
-        hooks.goal = Taught(load_checkpoint(pruning.teacher).to(trainer.device))
+        teacher, weight = load_checkpoint(pruning.teacher).to(trainer.device), 1.0 if pruning.mix else 0.5
+        hooks.goal = Taught(teacher, weight=weight, mix=pruning.mix)
     hooks.begin(trainer)
     trainer.run()
     if trainer.rank == 0 and not options.no_publish:

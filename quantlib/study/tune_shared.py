@@ -42,12 +42,14 @@ from quantlib.subject.training import add_arguments, trainer_of
 class Free:
     """The [free] table: epochs in which weights may change their shared value, at which rate, and how often.
 
-    every: steps between two sharings.
+    every: steps between two sharings; mix: as `Taught` has it, then the teacher is all of the loss, also of
+    what follows.
     """
 
     epochs: int
     learning_rate: float
     every: int
+    mix: float = 0.0
 
     def __post_init__(self) -> None:
         whole = all(isinstance(value, int) and value >= 1 for value in (self.epochs, self.every))
@@ -61,7 +63,7 @@ def recipe_of(options: argparse.Namespace) -> tuple[Recipe, Free]:
     """The recipe under the file's own name, with its [free] table, as the options change them."""
     needs = {"epochs": "how many", "learning_rate": "the peak", "every": "steps between two sharings"}
     changes = {} if options.free is None else {"epochs": options.free}
-    recipe, own = read_table(options.recipe, "free", needs, needs, changes)
+    recipe, own = read_table(options.recipe, "free", Free.__dataclass_fields__, needs, changes)
     if recipe.optimizer != "sgd":
         raise ConfigError(
             f'{options.recipe} has the optimizer {recipe.optimizer!r}; shared values need "sgd".'
@@ -140,7 +142,8 @@ def tune(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     options.folder = options.folder or recipe.folder
     options.teacher = options.teacher or checkpoints.checkpoint_info(options.start)["model"]
-    taught = Taught(checkpoints.load_checkpoint(options.teacher))
+    teacher, weight = checkpoints.load_checkpoint(options.teacher), 1.0 if free.mix else 0.5
+    taught = Taught(teacher, weight=weight, mix=free.mix)
     network = shared_network(options, recipe, free, taught)
     trainer = trainer_of(options, recipe, taught, network, (options.limit, options.validation))
     taught.teacher.to(trainer.device)

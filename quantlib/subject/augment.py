@@ -62,3 +62,14 @@ def augment(x: Tensor, rng: np.random.Generator, crop: int = 4, hole: int = 8) -
     """
     x = random_crop(random_flip(x, rng), crop, rng)
     return cutout(x, hole, rng) if hole else x
+
+
+def mixed(x: Tensor, alpha: float, rng: np.random.Generator) -> Tensor:
+    """Lay another image of the batch over each one: s x_i + (1 - s) x_j, s drawn from Beta(alpha, alpha).
+
+    x: (n, c, h, w); each image has its own share s and its own j. Source: mixup, Zhang et al. 2018, with one
+    share for all. Introduced in notebook 11.
+    """
+    share = _from_numpy(rng.beta(alpha, alpha, len(x)).astype(np.float32), x.device)[:, None, None, None]
+    other = _from_numpy(rng.permutation(len(x)), x.device)
+    return share * x + (1 - share) * x[other]

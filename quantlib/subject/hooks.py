@@ -12,14 +12,19 @@ if TYPE_CHECKING:
 class Hooks:
     """The trainer's calls into a method; this base class is plain training.
 
-    Pruning overrides `after_step` to set weights back to zero, distillation overrides `loss`. What a method
+    Pruning overrides `after_step` to set weights back to zero, distillation overrides `loss`, and `images` to
+    mix them. What a method
     must remember to go on after an interruption goes into `state_dict`. Introduced in notebook 11.
     """
+
+    def images(self, trainer: "Trainer", images: Tensor) -> Tensor:
+        """Return what the network is to see of a batch; images: (n, 3, side, side), augmented and resized."""
+        return images
 
     def loss(self, trainer: "Trainer", logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of one batch: cross entropy with the recipe's label smoothing.
 
-        logits: (n, classes) in float32; images: (n, 3, side, side), augmented and resized; labels: (n,).
+        logits: (n, classes) in float32; images: what `images` returned; labels: (n,).
         """
         return F.cross_entropy(logits, labels, label_smoothing=trainer.recipe.label_smoothing)
 

@@ -96,6 +96,7 @@ class Trainer:
         x, y = self.batch(self.step)
         place = [self.recipe.seed, self.step, self.rank]
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))  # dropout's draws
+        x = self.hooks.images(self, x)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             logits = self.network(x)
         loss = self.hooks.loss(self, logits.float(), x, y)

@@ -20,8 +20,13 @@ from quantlib.compression.distillation import (
     soften,
     teacher_logits,
 )
+from quantlib.compression.rate import importance
+from quantlib.compression.resharing import Resharing
+from quantlib.compression.retraining import MaskedRetraining
 from quantlib.errors import ConfigError
 from quantlib.subject import data
+from quantlib.subject.augment import mixed
+from quantlib.subject.data import batches
 from quantlib.subject.models import build
 from quantlib.subject.recipe import Recipe
 from quantlib.subject.trainer import Trainer
@@ -118,6 +123,27 @@ def test_a_live_teacher_answers_what_the_student_sees(tmp_path):
     wanted = teacher(x)  # a student that says what the teacher says is left with the labels' share
     half = Taught(teacher).loss(run, wanted, x, labels)
     torch.testing.assert_close(half, 0.5 * F.cross_entropy(wanted, labels))
+
+
+def test_both_see_the_same_mixed_images(tmp_path, monkeypatch):
+    images = data.load("calibration").take(32)
+    teacher, student, seen = build("resnet20").eval(), build("resnet20"), []
+    hooks = Taught(teacher, weight=1.0, mix=1.0)
+    run = Trainer(TINY, images, images.take(16), tmp_path, model=student, hooks=hooks, compile_model=False)
+    for network in (teacher, run.network):
+        network.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    plain = run.batch(0)[0]
+    run.train_step(), run.train_step()
+    assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], plain)
+    assert torch.equal(seen[0], mixed(plain, 1.0, np.random.default_rng([0, 0, 0])))
+    assert torch.equal(seen[2], mixed(run.batch(1)[0], 1.0, np.random.default_rng([0, 1, 0])))
+    for goal in (MaskedRetraining(), Resharing(student, importance(student, batches(images, 16)), 0.1)):
+        assert goal.images(run, plain) is plain
+        goal.goal = hooks
+        assert not torch.equal(goal.images(run, plain), plain)
+    for wrong in ({"mix": -1.0, "weight": 1.0}, {"mix": 1.0}):
+        with pytest.raises(ConfigError, match="mixed images have no label"):
+            Taught(teacher, **wrong)
 
 
 def test_joint_training_teaches_both_and_the_teacher_ignores_the_student(tmp_path):

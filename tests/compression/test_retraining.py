@@ -156,10 +156,10 @@ def test_the_command_retrains_and_publishes(tmp_path: Path, monkeypatch) -> None
         '[pruning]\nfinal = 0.9\nuntil = 0.5\nevery = 1\nteacher = "resnet20"\n'
     )
     asked = []
-    monkeypatch.setattr(retraining, "Taught", lambda network: asked.append(network) or Taught(network))
+    monkeypatch.setattr(retraining, "Taught", lambda net, **how: asked.append(how) or Taught(net, **how))
     command = ["--recipe", str(path), "--folder", str(tmp_path / "run"), "--device", "cpu",
                "--threads", "1", "--no-compile"]  # fmt: skip
-    assert training.main(command, run=retraining.run) == 0 and len(asked) == 1
+    assert training.main(command, run=retraining.run) == 0 and asked == [{"weight": 0.5, "mix": 0.0}]
     entry = json.loads((folder / "index.json").read_text())["tiny90_cifar10"]
     assert entry["sparsity"] == pytest.approx(0.9, abs=1e-3) and entry["status"] == "new"
     assert entry["pruning"]["final"] == 0.9 and entry["metrics"]["test_n"] == 128
@@ -222,6 +222,13 @@ def test_blocks_learn_before_the_retraining_and_only_once(tmp_path: Path, monkey
 def test_repair_needs_a_cut_at_once() -> None:
     with pytest.raises(ConfigError, match="one_shot"):
         Pruning(final=0.5, repair=10)
+
+
+def test_mixed_images_need_a_teacher() -> None:
+    assert Pruning(final=0.5, mix=1.0, teacher="resnet20").mix == 1.0
+    for wrong in ({"mix": 1.0}, {"mix": -0.5, "teacher": "resnet20"}):
+        with pytest.raises(ConfigError, match="mix is 0, or above it with a teacher"):
+            Pruning(final=0.5, **wrong)
 
 
 def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import resize as torchvision_resize
 
-from quantlib.subject.augment import augment, cutout, random_crop, random_flip, resize
+from quantlib.subject.augment import augment, cutout, mixed, random_crop, random_flip, resize
 
 
 @settings(deadline=None, max_examples=20)
@@ -55,3 +55,15 @@ def test_resize_keeps_the_mean_and_the_full_size() -> None:
     for side in (16, 24):
         theirs = torchvision_resize(x, [side, side], antialias=True)
         assert torch.allclose(resize(x, side), theirs, atol=1e-5)
+
+
+def test_mixed_images_are_shares_of_two() -> None:
+    x = torch.randn(64, 3, 4, 4)
+    out, rng = mixed(x, 1.0, np.random.default_rng(3)), np.random.default_rng(3)
+    share, other = rng.beta(1.0, 1.0, 64), rng.permutation(64)
+    for i in range(64):
+        wanted = share[i] * x[i].double() + (1 - share[i]) * x[other[i]].double()
+        torch.testing.assert_close(out[i].double(), wanted, rtol=1e-5, atol=1e-6)
+    assert 0.3 < share.mean() < 0.7 and share.min() < 0.1 and share.max() > 0.9  # each its own
+    same = torch.randn(1, 3, 4, 4).expand(8, -1, -1, -1)
+    torch.testing.assert_close(mixed(same, 0.2, np.random.default_rng(0)), same)
