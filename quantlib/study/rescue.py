@@ -86,6 +86,7 @@ class Rescue:
         """The network of a setting, ready for `convert`; the minutes that the method took; its reports."""
         method, learning, reports = METHODS[chosen["rescue"]], 0.0, []
         prepared, rounding = self.prepared(chosen), method.rounding
+        trained = prepared
         shown = [x for x, _ in batches(self._calibration(chosen))]
         began = time.perf_counter()
         if method.recipe is not None:
@@ -96,7 +97,7 @@ class Rescue:
             prepared, learning, reports = found.prepared, found.minutes, found.reports
             began, rounding = time.perf_counter(), "nearest"  # what was learned lies on its grid
         if method.bias:
-            prepared = correct_bias(prepared, shown, chosen["kind"], rounding)
+            prepared = correct_bias(prepared, shown, chosen["kind"], rounding, trained)
         elif rounding != "nearest":
             prepared = round_weights(prepared, rounding, chosen["kind"])
         own = (time.perf_counter() - began) / 60 if method.bias or rounding != "nearest" else 0.0

@@ -392,6 +392,24 @@ def test_corrected_biases_bring_every_channel_mean_back(kind):
         correct_bias(prepared, [])
 
 
+def test_learned_weights_are_corrected_towards_the_network_as_trained():
+    """What was learned serves clipped activations: as a float network it is another one."""
+    prepared, x = calibrated(bits=3)
+    recipe = Recipe(iterations=60, batch_size=8, ranges=True, scales=True, biases=True)
+    learned = reconstruct(prepared, [x], recipe, "integer").prepared
+    found = correct_bias(learned, [x], "integer", reference=prepared)
+    exact, low = means(prepared.graph_module, x), means(convert(found, "simulated"), x)
+    alone = means(convert(correct_bias(learned, [x], "integer"), "simulated"), x)
+    for name in set(exact) - {"fc"}:
+        assert (low[name] - exact[name]).abs().max() < 2e-3
+        assert (alone[name] - exact[name]).abs().max() > 2e-2
+    itself = correct_bias(prepared, [x], reference=prepared)
+    assert torch.equal(itself.graph_module.fc.bias, correct_bias(prepared, [x]).graph_module.fc.bias)
+    other, _ = calibrated(bits=3, network=lambda: nn.Sequential(nn.Conv2d(3, 4, 3)))
+    with pytest.raises(ConfigError, match="reference is another network"):
+        correct_bias(learned, [x], reference=other)
+
+
 def means(network, x):
     """Mean of every layer's output channels before its ReLU, over all images and pixels."""
     found, hooks = {}, []

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from quantlib.errors import ConfigError
 from quantlib.quantization.reconstruction.network import LowBitNetwork
 from quantlib.quantization.reconstruction.passes import CHUNK, all_of, through
 from quantlib.quantization.reconstruction.units import Unit, blocks
@@ -16,7 +17,11 @@ from quantlib.quantization.workflow import Prepared
 
 
 def correct_bias(
-    prepared: Prepared, batches: Iterable[Any], kind: str = "mixed", rounding: str = "nearest"
+    prepared: Prepared,
+    batches: Iterable[Any],
+    kind: str = "mixed",
+    rounding: str = "nearest",
+    reference: Prepared | None = None,
 ) -> Prepared:
     """A copy whose biases make the mean of every output channel what it is in the float network.
 
@@ -24,19 +29,32 @@ def correct_bias(
 
     Layer after layer, so that each one sees what the corrected ones before it make; needs images, no labels
     and no batch norm (the empirical form). A layer without a bias stays without. `kind`: as in `convert`;
-    `rounding`: of the weights, one of WEIGHT_ROUNDINGS. Layers left in float32 keep their bias.
-    Raises ConfigError without images, NotCalibratedError before calibrate, NonFiniteError when an output is
-    not finite. Source: Nagel et al. 2019, section 4.2 and appendix D. Introduced in notebook 10.
+    `rounding`: of the weights, one of WEIGHT_ROUNDINGS. Layers left in float32 keep their bias. `reference`:
+    the network as trained, calibrated, where `prepared` holds what `reconstruct` has learned: those weights
+    serve clipped activations, and make no float network whose means were worth having. Raises ConfigError
+    without images or for another network as the reference, NotCalibratedError before calibrate,
+    NonFiniteError when an output is not finite. Source: Nagel et al. 2019, section 4.2 and appendix D.
+    Introduced in notebook 10.
     """
     network = LowBitNetwork(prepared, kind, rounding)
+    whole = network if reference is None else LowBitNetwork(reference, kind)
     exact = low = all_of(batches, "correct_bias")
-    for block in blocks(prepared.graph):
-        for node in block.layers:
+    for block, original in _pairs(network, whole):
+        for node, same in zip(block.layers, original.layers, strict=True):
             bias = network.biases.get(site_name(node))
             if bias is not None:
-                bias += _mean(network, block, node, exact, False) - _mean(network, block, node, low, True)
-        exact, low = through(network, block, exact, low_bit=False), through(network, block, low)
+                bias += _mean(whole, original, same, exact, False) - _mean(network, block, node, low, True)
+        exact, low = through(whole, original, exact, low_bit=False), through(network, block, low)
     return network.finish()
+
+
+def _pairs(network: LowBitNetwork, whole: LowBitNetwork) -> list[tuple[Unit, Unit]]:
+    """The blocks of two networks, each with its like."""
+    both = [blocks(each.prepared.graph) for each in (network, whole)]
+    names, wanted = ([[site_name(node) for unit in part for node in unit.nodes]] for part in both)
+    if names != wanted:
+        raise ConfigError("The reference is another network; pass what reconstruct was given.")
+    return list(zip(*both, strict=True))
 
 
 def round_weights(prepared: Prepared, rounding: str = "balanced", kind: str = "mixed") -> Prepared:
