@@ -100,8 +100,10 @@ class Taught(Hooks):
 
     def images(self, trainer: Trainer, images: Tensor) -> Tensor:
         """The batch as it is, or mixed."""
+        if not self.mix:
+            return images
         draws = np.random.default_rng([trainer.recipe.seed, trainer.step, trainer.rank])
-        return mixed(images, self.mix, draws) if self.mix else images
+        return mixed(images, self.mix, draws)
 
     def loss(self, trainer: Trainer, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """The loss of one batch; the teacher computes in the precision of the training."""

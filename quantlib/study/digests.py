@@ -6,6 +6,7 @@ import ast
 import hashlib
 import tokenize
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -60,13 +61,13 @@ def own_code_digest(function: Any) -> str:
     digest.
     Introduced in notebook 11.
     """
-    said: dict[str, FunctionType] = {}
+    said: set[str] = set()
     waiting = list(_functions_in(function))
     while waiting:
         found = waiting.pop()
         text = repr(_instructions(found.__code__, found.__doc__))
         if text not in said:
-            said[text] = found
+            said.add(text)
             waiting += [each for each in _reached(found) if each.__module__ == found.__module__]
     return hashlib.sha256("\n".join(sorted(said)).encode()).hexdigest()[:16] if said else ""
 
@@ -74,7 +75,9 @@ def own_code_digest(function: Any) -> str:
 def _reached(function: FunctionType) -> Iterator[FunctionType]:
     """The functions that a function names, encloses or has as defaults."""
     values = [function.__globals__.get(name) for name in _names(function.__code__)]
-    values += [cell.cell_contents for cell in function.__closure__ or () if _is_set(cell)]
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # it may have no value yet
+            values.append(cell.cell_contents)
     values += [function.__defaults__, function.__kwdefaults__]
     for value in values:
         yield from _functions_in(value)
@@ -88,14 +91,6 @@ def _functions_in(value: Any) -> Iterator[FunctionType]:
     elif isinstance(value, (Mapping, list, tuple)):
         for part in value.values() if isinstance(value, Mapping) else value:
             yield from _functions_in(part)
-
-
-def _is_set(cell: Any) -> bool:
-    """Whether an enclosed variable has a value yet."""
-    try:
-        return cell.cell_contents is not cell
-    except ValueError:
-        return False
 
 
 def _names(code: CodeType) -> set[str]:
